@@ -1,0 +1,56 @@
+# Thin front door: every target is a script that can be run by itself.
+
+.DEFAULT_GOAL := all
+.PHONY: all help stock demo check check-core check-series refresh-patches \
+	bench-write-prepare bench soak install clean distclean
+
+all:
+	@scripts/build
+
+help:
+	@echo 'make                        set up and build (QEMU_SRC=DIR: from this source)'
+	@echo 'make demo [RUNS=n]          show what it does, on this machine'
+	@echo 'make check [CHECK=pattern]  all tests, or those whose name has the pattern'
+	@echo 'make check-core             unit tests of CORE under ASan and UBSan (seconds)'
+	@echo 'make check-series           patches against 10.0 and 10.2, and checkpatch'
+	@echo 'make refresh-patches        write patches/ from the commits in qemu/'
+	@echo 'make bench-write-prepare    the paper'"'"'s write-prepare figure, without a guest'
+	@echo 'make soak N=20              that many demos in a row'
+	@echo 'make stock                  unpatched QEMU for comparison, in build/stock/'
+	@echo 'make SANITIZE=address       build with ASan and UBSan, in build-asan/ (thread: build-tsan/)'
+	@echo 'make install PREFIX=DIR     install (default /usr/local; DESTDIR is honoured)'
+	@echo 'make clean                  remove what was built; keeps qemu/ and downloads'
+	@echo 'make distclean              remove all that make created'
+
+stock:
+	@scripts/build --stock
+
+demo: all stock
+	@scripts/demo
+
+check:
+	@scripts/check $(EXTRA)
+
+check-core:
+	@scripts/check-core
+
+check-series:
+	@scripts/check-series
+
+refresh-patches:
+	@scripts/refresh-patches
+
+bench-write-prepare: all
+	@scripts/bench-write-prepare
+
+soak: all stock
+	@scripts/soak $(or $(N),20)
+
+install: all
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install
+
+clean:
+	@scripts/clean
+
+distclean:
+	@scripts/clean --all
