@@ -129,7 +129,7 @@ overlay_files() {
         git ls-files --cached --others --exclude-standard -- $dirs
     else
         find $dirs -type f ! -name '*.pyc' 2>/dev/null
-    fi | sort -u | grep -v -E -f "$top/scripts/overlay-exclude" |
+    fi | sort -u | { grep -v -E -f "$top/scripts/overlay-exclude" || :; } |
         while read -r file; do
             [ ! -f "$file" ] || printf '%s\n' "$file"
         done
