@@ -1,0 +1,330 @@
+"""The contestants, and one run of one of them
+
+A run boots the guest, waits until it is ready, notes every counter, says
+"go", follows memhog's score lines, and notes the counters again before the
+guest powers off.  What a run returns is a dictionary for the JSON file.
+"""
+import os
+import re
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .kernelswap import Cgroup, SwapFile, Unavailable
+from .machine import (Hang, Machine, MachineError, Sampler, read_numbers,
+                      sustained_excess)
+from .qmp import QmpError
+
+MIB = 1 << 20
+PAGE = 4096
+SECTOR = 512
+
+WAYS = {
+    'n': 'no limit',
+    'a': 'stock QEMU, kernel swap',
+    'b': 'swapper, tesseract=off',
+    'c': 'swapper, tesseract=on',
+}
+SWAP_DISK_BYTES = 1 << 30
+
+# What a healthy guest never prints
+GUEST_TROUBLE = re.compile(
+    r'BUG:|Oops|Kernel panic|I/O error|Call Trace|Read-error on swap|'
+    r'Write-error on swap|blocked for more than|rcu_.*stall|'
+    r'Out of memory|GUEST failed')
+
+
+@dataclass
+class Settings:
+    build: Path
+    stock: Path
+    guest_mib: int = 512
+    limit_mib: int = 300
+    overhead_mib: int = None        # None: measured, in each run
+    memhog: str = ''
+    smp: int = 1
+    accel: str = 'tcg'
+    cache: str = 'none'
+    swapper: str = ''               # more properties of host-swapper
+    append: str = ''                # more words on the kernel command line
+    qemu_args: list = field(default_factory=list)
+    timeout: int = 180
+
+    @property
+    def folder(self):
+        return self.build / 'demo'
+
+    def binary(self, way):
+        return ((self.stock if way in 'an' else self.build) /
+                'qemu-system-x86_64')
+
+    def image_tool(self, way):
+        return (self.stock if way in 'an' else self.build) / 'qemu-img'
+
+
+def quoted(path):
+    """A file name inside a QEMU option"""
+    return str(path).replace(',', ',,')
+
+
+def qemu_arguments(s, way, folder):
+    drive = (f'file={quoted(folder / "swap.qcow2")},format=qcow2,'
+             f'cache={s.cache},if=none,id=swap')
+    args = ['-machine', 'pc', '-accel', s.accel, '-m', str(s.guest_mib),
+            '-smp', str(s.smp),
+            '-kernel', str(s.folder / 'vmlinuz'),
+            '-initrd', str(s.folder / 'initramfs'),
+            '-append', ('console=ttyS0 quiet panic=-1 '
+                        f'memhog={s.memhog} {s.append}').strip()]
+    if way in 'bc':
+        state = 'on' if way == 'c' else 'off'
+        args += ['-object', 'host-swapper,id=sw0,'
+                 f'path={quoted(folder / "store.qcow2")},'
+                 f'memory-limit={s.limit_mib}M,tesseract={state}' +
+                 (f',{s.swapper}' if s.swapper else '')]
+        drive += ',bsst=on'
+    return args + ['-drive', drive, '-device',
+                   'virtio-blk-pci,drive=swap,serial=guestswap', *s.qemu_args]
+
+
+def disk_of(folder):
+    """The name in /proc/diskstats of the device that @folder lies on"""
+    number = os.stat(folder).st_dev
+    want = [str(os.major(number)), str(os.minor(number))]
+    for line in Path('/proc/diskstats').read_text().splitlines():
+        if line.split()[:2] == want:
+            return line.split()[2]
+    return None
+
+
+def disk_bytes(name):
+    for line in Path('/proc/diskstats').read_text().splitlines():
+        fields = line.split()
+        if fields[2] == name:
+            return int(fields[5]) * SECTOR, int(fields[9]) * SECTOR
+    return 0, 0
+
+
+def key_values(line):
+    """The key=value words of a line, numbers as numbers"""
+    pairs = dict(word.split('=', 1) for word in line.split() if '=' in word)
+    return {k: int(v) if v.lstrip('-').isdigit() else v
+            for k, v in pairs.items()}
+
+
+class Run:
+    """One run of one way"""
+
+    def __init__(self, settings, way, number, leftovers, progress):
+        self.s = settings
+        self.way = way
+        self.leftovers = leftovers
+        self.progress = progress        # progress(text, final=False)
+        self.name = f'{way}-{number}'
+        self.logs = settings.folder / 'logs'
+        self.folder = settings.folder / 'run'
+        self.disk = None
+        self.machine = self.cgroup = self.swap_file = None
+        self.result = {
+            'way': way, 'description': WAYS[way], 'round': number,
+            'errors': [], 'data_errors': None, 'phases': {}, 'scores': [],
+        }
+
+    def run(self):
+        """The result; raises Unavailable where the machine forbids the way"""
+        deadline = time.monotonic() + self.s.timeout
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.leftovers.add('folder', str(self.folder))
+        try:
+            self._prepare()
+            self._boot(deadline)
+            self._contest(deadline)
+            self._power_off(deadline)
+        except Hang as e:
+            self._note_hang(str(e))
+        except (MachineError, QmpError) as e:
+            self._error(str(e))
+        finally:
+            self._close()
+        self.result['ok'] = (not self.result['errors'] and
+                             self.result['data_errors'] == 0)
+        return self.result
+
+    def _error(self, text):
+        self.result['errors'].append(text)
+
+    def _prepare(self):
+        """Fresh images, and for (a) a host that swaps"""
+        if self.folder.exists():
+            self.leftovers.undo('folder', str(self.folder))
+            self.leftovers.add('folder', str(self.folder))
+        self.folder.mkdir()
+        self.disk = disk_of(self.folder)
+        subprocess.run([self.s.image_tool(self.way), 'create', '-q', '-f',
+                        'qcow2', self.folder / 'swap.qcow2',
+                        str(SWAP_DISK_BYTES)], check=True)
+        if self.way == 'a':
+            self.cgroup = Cgroup(self.leftovers, f'bsst-demo-{os.getpid()}')
+            self.swap_file = SwapFile(self.leftovers, self.folder / 'kernel',
+                                      SWAP_DISK_BYTES)
+        subprocess.run(['sync', '-f', str(self.folder)], check=False)
+
+    def _boot(self, deadline):
+        begin = time.monotonic()
+        self.machine = Machine(
+            self.s.binary(self.way),
+            qemu_arguments(self.s, self.way, self.folder), self.leftovers,
+            self.logs / f'{self.name}.log',
+            self.cgroup.enter if self.cgroup else None)
+        self.result['command'] = self.machine.command
+        line = self._follow('GUEST ready', min(deadline, begin + 90))
+        self.result['guest_ready'] = key_values(line)
+        self.result['boot_s'] = round(time.monotonic() - begin, 2)
+        self.machine.qmp.greet()
+        self.machine.find_ram()
+
+    def _follow(self, until, deadline):
+        """Read the console up to the line that starts with @until"""
+        while True:
+            line = self.machine.next_line(deadline)
+            if line is None:
+                status = self.machine.wait(20)
+                raise MachineError(f'QEMU has ended with status {status}, '
+                                   f'see {self.machine.log.name}')
+            if line.startswith(until):
+                return line
+            if GUEST_TROUBLE.search(line):
+                self._error(f'guest: {line}')
+            if line.startswith('MEMHOG '):
+                self._memhog_line(line.split()[1], key_values(line))
+            if line.startswith('GUEST numbers'):
+                self.result['guest_done'] = key_values(line)
+
+    def _memhog_line(self, kind, values):
+        if kind == 'score':
+            self.result['scores'].append(values)
+            self.progress(f"{values['second']:3d} s  {values['phase']:15s} "
+                          f"{values['touches']:7,d} pages/s, "
+                          f"longest {values['max_ns'] / 1e6:7.1f} ms")
+        elif kind == 'phase':
+            self.result['phases'][values.pop('name')] = values
+        elif kind == 'error':
+            self._error(f'guest: data error: {values}')
+        elif kind == 'result':
+            self.result['data_errors'] = values['data_errors']
+
+    # The measured part
+
+    def _limit_cgroup(self):
+        """Allow the guest as much RAM as (b) and (c) allow it"""
+        held = self.cgroup.used_bytes() - self.machine.ram_resident_bytes()
+        overhead = (held if self.s.overhead_mib is None
+                    else self.s.overhead_mib * MIB)
+        self.cgroup.set_limit(self.s.limit_mib * MIB + overhead)
+        self.result['overhead_bytes'] = overhead
+
+    def _counters(self):
+        m = self.machine
+        read, written = m.io_bytes()
+        disk_read, disk_written = disk_bytes(self.disk)
+        counters = {
+            'time_s': time.monotonic(),
+            'process_read_bytes': read,
+            'process_written_bytes': written,
+            'disk_read_bytes': disk_read,
+            'disk_written_bytes': disk_written,
+            'cpu_s': m.cpu_seconds(),
+        }
+        vmstat = read_numbers('/proc/vmstat')
+        for name in ('pswpin', 'pswpout'):
+            counters[f'host_{name}'] = vmstat.get(name, 0)
+        return counters
+
+    def _contest(self, deadline):
+        if self.cgroup:
+            self._limit_cgroup()
+        before = self._counters()
+        sampler = Sampler(self.machine, self._victim_bytes)
+        sampler.start()
+        try:
+            self.machine.say('go')
+            line = self._follow('GUEST done', deadline)
+        finally:
+            self.result['samples'] = sampler.stop()
+        after = self._counters()
+        self.result['host'] = {k: round(after[k] - before[k], 3)
+                               for k in after}
+        self._note_answers()
+        self._note_limit()
+        if self.result['data_errors'] is None:
+            self._error(f'memhog has failed: {line}')
+
+    def _victim_bytes(self, qmp):
+        if self.way in 'an':
+            return 0
+        swapper = (qmp.command('query-host-swapper') or [{}])[0]
+        return PAGE * (swapper.get('victim', 0) + swapper.get('writing', 0))
+
+    def _note_answers(self):
+        """All that QEMU tells"""
+        names = ['query-version', 'query-blockstats']
+        if self.way in 'bc':
+            names += ['query-host-swapper', 'query-bsst']
+        self.result['qmp'] = {name: self.machine.qmp.query(name)
+                              for name in names}
+        if self.cgroup:
+            self.result['overhead_end_bytes'] = (
+                self.cgroup.used_bytes() - self.machine.ram_resident_bytes())
+
+    def _note_limit(self):
+        samples = self.result['samples']
+        if not samples:
+            return
+        limit = self.s.limit_mib * MIB
+        ram = [s[1] for s in samples]
+        self.result['ram_mean_bytes'] = sum(ram) // len(ram)
+        self.result['ram_max_bytes'] = max(ram)
+        self.result['limit_bytes'] = limit if self.way != 'n' else None
+        self.result['excess_bytes'] = sustained_excess(samples, limit)
+
+    def _power_off(self, deadline):
+        begin = time.monotonic()
+        self.machine.say('off')
+        while self.machine.next_line(deadline) is not None:
+            pass
+        status = self.machine.wait(30)
+        self.result['shutdown_s'] = round(time.monotonic() - begin, 2)
+        if status:
+            self._error(f'QEMU has ended with status {status}')
+
+    # The end
+
+    def _note_hang(self, text):
+        log = self.logs / f'{self.name}.hang'
+        text = f'hang: {text}'
+        if self.machine and self.machine.backtrace(log):
+            text += f'; stacks of all threads in {log}'
+        self._error(text)
+
+    def _close(self):
+        if self.machine:
+            self.machine.close()
+        if self.swap_file:
+            self.swap_file.close()
+        if self.cgroup:
+            self.cgroup.close()
+        self.leftovers.undo('folder', str(self.folder))
+
+
+def unavailable_reason(way, settings):
+    """Why @way cannot run here, as far as one can tell before"""
+    for path in (settings.binary(way), settings.image_tool(way)):
+        if not os.access(path, os.X_OK):
+            return f'no {path}'
+    if way == 'a' and os.geteuid() != 0:
+        return 'needs root for the memory cgroup and for swapon'
+    return None
+
+
+__all__ = ['Run', 'Settings', 'Unavailable', 'WAYS', 'unavailable_reason']

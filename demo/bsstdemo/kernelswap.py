@@ -1,0 +1,113 @@
+"""A memory cgroup and a swap file: what an ordinary host offers contestant (a)
+
+Both cgroup versions are served.  What the machine forbids is Unavailable,
+with the reason; nothing of it is left behind then.
+"""
+import os
+import subprocess
+from pathlib import Path
+
+# Above every other swap that the machine may have
+SWAP_PRIORITY = 32767
+
+
+class Unavailable(Exception):
+    """The machine does not allow it; says why"""
+
+
+def find_hierarchy():
+    """(folder of the root of the memory controller, version)"""
+    unified = None
+    for line in Path('/proc/self/mounts').read_text().splitlines():
+        _, folder, kind, options = line.split()[:4]
+        if kind == 'cgroup' and 'memory' in options.split(','):
+            return Path(folder), 1
+        if kind == 'cgroup2':
+            unified = Path(folder)
+    if unified:
+        try:
+            controllers = (unified / 'cgroup.controllers').read_text()
+        except OSError as e:
+            raise Unavailable(f'cgroup v2: {e}') from None
+        if 'memory' in controllers.split():
+            return unified, 2
+    raise Unavailable('no memory controller is mounted under /sys/fs/cgroup')
+
+
+class Cgroup:
+    def __init__(self, leftovers, name):
+        root, self.version = find_hierarchy()
+        self.path = root / name
+        self.leftovers = leftovers
+        leftovers.add('cgroup', str(self.path))
+        try:
+            if self.version == 2:
+                self._enable(root)
+            self.path.mkdir()
+            self._write(self._limit_file(), str(1 << 40))
+        except OSError as e:
+            leftovers.undo('cgroup', str(self.path))
+            raise Unavailable(f'cgroup {self.path}: {e.strerror}') from None
+
+    @staticmethod
+    def _enable(root):
+        control = root / 'cgroup.subtree_control'
+        if 'memory' not in control.read_text().split():
+            control.write_text('+memory')
+
+    def _write(self, name, text):
+        (self.path / name).write_text(text)
+
+    def _limit_file(self):
+        return 'memory.limit_in_bytes' if self.version == 1 else 'memory.max'
+
+    def enter(self):
+        """Move the calling process in: for the child between fork and exec"""
+        self._write('cgroup.procs', str(os.getpid()))
+
+    def set_limit(self, limit_bytes):
+        self._write(self._limit_file(), str(limit_bytes))
+
+    def used_bytes(self):
+        """What counts against the limit, page cache of files apart"""
+        name = ('memory.usage_in_bytes' if self.version == 1
+                else 'memory.current')
+        stat = dict(line.split() for line in
+                    (self.path / 'memory.stat').read_text().splitlines())
+        cache = 'cache' if self.version == 1 else 'file'
+        return int((self.path / name).read_text()) - int(stat[cache])
+
+    def close(self):
+        self.leftovers.undo('cgroup', str(self.path))
+
+
+class SwapFile:
+    """Swap on the file system of the images, as the store of (b) and (c)"""
+
+    def __init__(self, leftovers, path, size_bytes):
+        self.path = Path(path).resolve()
+        self.leftovers = leftovers
+        leftovers.add('swap', str(self.path))
+        try:
+            self._make(size_bytes)
+        except (OSError, subprocess.CalledProcessError) as e:
+            leftovers.undo('swap', str(self.path))
+            text = getattr(e, 'stderr', None) or str(e)
+            raise Unavailable(text.strip().replace('\n', '; ')) from None
+
+    def _make(self, size_bytes):
+        def run(*command):
+            subprocess.run(command, check=True, text=True,
+                           capture_output=True, env=env)
+
+        env = dict(os.environ, LC_ALL='C',
+                   PATH=os.environ.get('PATH', '') + ':/usr/sbin:/sbin')
+        fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        with open(fd, 'wb') as f:
+            os.posix_fallocate(f.fileno(), 0, size_bytes)
+            os.fsync(f.fileno())
+        run('mkswap', str(self.path))
+        run('swapon', '-p', str(SWAP_PRIORITY), str(self.path))
+
+    def close(self):
+        self.leftovers.undo('swap', str(self.path))
