@@ -26,7 +26,7 @@ stock:
 	@scripts/build --stock
 
 demo: all stock
-	@scripts/demo
+	@demo/run-demo $(if $(RUNS),--runs=$(RUNS))
 
 check:
 	@scripts/check $(EXTRA)
