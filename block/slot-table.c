@@ -184,11 +184,6 @@ void slot_table_free(SlotTable *t)
     }
 }
 
-static bool slot_taken(const SlotTable *t, BsstSlot slot)
-{
-    return (t->taken[slot / WORD_BITS] >> (slot % WORD_BITS)) & 1;
-}
-
 /* Take @n free slots, or set @n taken slots free. */
 static void slots_set_taken(SlotTable *t, BsstSlot first, uint32_t n,
                             bool taken)
@@ -234,28 +229,31 @@ typedef struct RunSearch {
     uint64_t tail;      /* length of the free run that ends where we are */
 } RunSearch;
 
-/* Returns the first slot of the run, or BSST_SLOT_NONE: not in this word. */
+/*
+ * Look into word @w, in which @s->from lies or a long enough run.
+ *
+ * Returns the first slot of the run, or BSST_SLOT_NONE: go on behind the word.
+ */
 static BsstSlot search_word(const SlotTable *t, RunSearch *s, uint32_t w)
 {
     uint64_t base = (uint64_t)w * WORD_BITS;
     uint64_t bits = ~t->taken[w];
-    unsigned i;
+    unsigned i = WORD_BITS;
 
     if (s->from > base) {
         bits &= ~0ULL << (s->from - base);
     }
-    if (s->tail + (~bits ? __builtin_ctzll(~bits) : WORD_BITS) >= s->want) {
-        return base - s->tail;
+    if (s->want <= WORD_BITS) {
+        i = word_find_run(bits, s->want);
     }
-    i = s->want <= WORD_BITS ? word_find_run(bits, s->want) : WORD_BITS;
     if (i < WORD_BITS) {
         return base + i;
     }
-    s->tail = ~bits ? __builtin_clzll(~bits) : s->tail + WORD_BITS;
+    s->tail = __builtin_clzll(~bits);
     return BSST_SLOT_NONE;
 }
 
-/* As search_word(), for node @i of @level; reads the path down only. */
+/* The same for node @i of @level.  Goes down two paths at most. */
 static BsstSlot search_node(const SlotTable *t, RunSearch *s, unsigned level,
                             uint32_t i)
 {
@@ -310,7 +308,7 @@ uint32_t slot_table_alloc(SlotTable *t, uint32_t want, BsstSlot *first)
         assert(t->refs[start + i] == 0);
         t->refs[start + i] = 1;
     }
-    t->cursor = start + n < t->nslots ? start + n : 0;
+    t->cursor = start + n;
     *first = start;
     return n;
 }
@@ -398,7 +396,7 @@ void slot_table_punch_end(SlotTable *t, BsstSlot first, uint32_t n,
 
     assert(n >= 1 && first < t->nslots && n <= t->nslots - first);
     for (i = 0; i < n; i++) {
-        assert(slot_taken(t, first + i) && t->refs[first + i] == 0);
+        assert(t->refs[first + i] == 0);
     }
     slots_set_taken(t, first, n, false);
     if (punched) {
