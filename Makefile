@@ -44,7 +44,7 @@ bench-write-prepare: all
 	@scripts/bench-write-prepare
 
 soak: all stock
-	@scripts/soak $(or $(N),20)
+	@demo/run-soak $(or $(N),20)
 
 install: all
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install
