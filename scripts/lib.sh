@@ -20,7 +20,8 @@ logs=$state/log
 python=/usr/bin/python3
 
 # A caller's environment must not redirect our git or our configure.
-unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX CDPATH
+unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX
+unset CDPATH PYTHONPATH PYTHONHOME MAKEFLAGS MAKELEVEL MFLAGS
 export LC_ALL=C.UTF-8
 
 say() { printf '%s\n' "bsst: $*"; }
@@ -139,10 +140,10 @@ overlay_files() {
 use_meson() {
     local dir=$state/meson/usr/lib/python3/dist-packages
     if [ -d "$dir/mesonbuild" ]; then
-        export PYTHONPATH=$dir${PYTHONPATH:+:$PYTHONPATH}
+        export PYTHONPATH=$dir
         return
     fi
-    if PYTHONPATH='' "$python" -c '
+    if "$python" -c '
 import sys
 from mesonbuild.coredata import version
 sys.exit(tuple(int(x) for x in version.split(".")[:2]) < (1, 5))' 2>/dev/null; then
