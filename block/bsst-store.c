@@ -1,0 +1,970 @@
+/*
+ * The block-swap store
+ *
+ * Owns the slots: allocation, references, checksums, and the I/O on them.
+ *
+ * The store's node is opened, locked and its format resolved through the
+ * block layer.  All slot I/O then bypasses the block graph: a swap-in must
+ * never wait for the graph lock or a drained section, whose holder may itself
+ * be waiting for a swap-in.  This works because
+ *
+ *   S1  the node's mapping is total and never moves while we hold it: we own
+ *       the only write permission, share no resize, and never write through
+ *       the node after the superblock;
+ *   S2  a slot's content changes only between its allocation and the moment
+ *       its owner shares it: it is immutable while anybody can read it;
+ *   S3  a slot is punched or allocated again only when no reference is left.
+ *
+ * Slots that became free keep their space in the file for a while, since most
+ * are used again soon; a timer gives larger runs back to the file system.
+ *
+ * Deliberately absent: any order between slot writes and flushes.  Nothing
+ * that the store holds has to survive us, until there is a journal.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "block/aio-wait.h"
+#include "block/block_int.h"
+#include "block/raw-aio.h"
+#include "block/thread-pool.h"
+#include "bsst/bsst-format.h"
+#include "bsst/bsst-store.h"
+#include "bsst/slot-table.h"
+#include "qapi/error.h"
+#include "qapi/qapi-visit-block-core.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "qemu/iov.h"
+#include "qemu/lockable.h"
+#include "qemu/memalign.h"
+#include "qemu/stats64.h"
+#include "qemu/timer.h"
+#include "qemu/units.h"
+#include "system/block-backend.h"
+#include "trace.h"
+
+/* Free runs are looked for this often while there are any. */
+#define PUNCH_INTERVAL_MS   2000
+/* Shorter runs stay: they cost more to punch than they give back. */
+#define PUNCH_MIN_SLOTS     64
+/* The most that one request punches, so that it does not hold others up. */
+#define PUNCH_MAX_SLOTS     (32 * MiB / BSST_PAGE_SIZE)
+
+/* Slots [first, first + n) lie at host_offset of the protocol file. */
+typedef struct SlotExtent {
+    BsstSlot first;
+    uint32_t n;
+    uint64_t host_offset;
+} SlotExtent;
+
+struct BsstStore {
+    /* Set once */
+    char *node_name;
+    BlockBackend *blk;
+    QemuUUID uuid;
+    BlockdevAioOptions aio;
+    int fd;
+    dev_t dev;
+    ino_t ino;
+    bool read_only;
+    GArray *extents;                    /* of SlotExtent, by first */
+    QEMUTimer *punch_timer;
+
+    /* Under the BQL */
+    unsigned refcnt;
+    QLIST_ENTRY(BsstStore) next;
+
+    /* Main thread */
+    bool punching;
+
+    /* Under @lock, which is a leaf */
+    QemuMutex lock;
+    SlotTable *slots;
+    bool full;                          /* an allocation has failed */
+    void (*space_fn)(void *opaque);
+    void *space_opaque;
+
+    /* Written under @lock, read without it as a hint */
+    BsstPager *pager;
+
+    /* Thread-safe API */
+    Stat64 reads, read_bytes, writes, write_bytes, punched_bytes;
+    Stat64 checksum_errors, io_errors;
+};
+
+/* All open stores.  Under the BQL. */
+static QLIST_HEAD(, BsstStore) all_stores = QLIST_HEAD_INITIALIZER(all_stores);
+
+/* Node names given by bsst_default_store_add().  Under the BQL. */
+static GList *default_stores;
+
+/* Create */
+
+bool bsst_store_create(const char *path, uint64_t size, Error **errp)
+{
+    ERRP_GUARD();
+    g_autofree char *opts = g_strdup("preallocation=metadata,cluster_size=2M");
+    uint64_t bytes;
+    int fd;
+
+    if (size < BSST_HEADER_BYTES) {
+        error_setg(errp, "store-size of %" PRIu64 " bytes is too small; give "
+                   "at least 2M", size);
+        return false;
+    }
+    bytes = ROUND_UP(size, BSST_PAGE_SIZE) + BSST_HEADER_BYTES;
+
+    /* Ours before there is anything in it that others must not read. */
+    fd = qemu_open(path, O_RDWR | O_EXCL | O_CREAT, errp);
+    if (fd < 0) {
+        return false;
+    }
+    if (fchmod(fd, 0600) < 0) {
+        error_setg_errno(errp, errno, "Could not protect the store '%s'",
+                         path);
+    }
+    qemu_close(fd);
+    if (!*errp) {
+        bdrv_img_create(path, "qcow2", NULL, NULL, opts, bytes, 0, true, errp);
+    }
+    if (*errp) {
+        unlink(path);
+        return false;
+    }
+    return true;
+}
+
+/* Open */
+
+static bool GRAPH_RDLOCK store_is_blank(BlockDriverState *bs, int64_t bytes)
+{
+    int64_t offset, n;
+
+    for (offset = 0; offset < bytes; offset += n) {
+        int ret = bdrv_block_status(bs, offset, bytes - offset, &n, NULL,
+                                    NULL);
+        if (ret < 0 || !(ret & BDRV_BLOCK_ZERO) || !n) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/*
+ * Read the superblock, or make one on a blank image, and mark the store as
+ * opened once more.
+ */
+static bool store_load_superblock(BsstStore *s, BsstSuperblock *sb,
+                                  Error **errp)
+{
+    g_autofree uint8_t *buf = g_malloc0(BSST_SUPERBLOCK_BYTES);
+    BlockDriverState *bs = blk_bs(s->blk);
+    int64_t bytes = blk_getlength(s->blk);
+    const char *reason;
+    int ret;
+
+    if (bytes < BSST_SUPERBLOCK_BYTES) {
+        error_setg(errp, "Node '%s' cannot be a block-swap store: it is too "
+                   "small; make it with at least 2M", s->node_name);
+        return false;
+    }
+    ret = blk_pread(s->blk, 0, BSST_SUPERBLOCK_BYTES, buf, 0);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "Could not read the superblock of the "
+                         "block-swap store '%s'", s->node_name);
+        return false;
+    }
+
+    bdrv_graph_rdlock_main_loop();
+    if (buffer_is_zero(buf, BSST_SUPERBLOCK_BYTES) &&
+        store_is_blank(bs, bytes)) {
+        reason = bsst_superblock_init(sb, bytes);
+        qemu_uuid_generate(&s->uuid);
+        memcpy(sb->uuid, &s->uuid, sizeof(sb->uuid));
+    } else {
+        reason = bsst_superblock_decode(sb, buf, bytes);
+        memcpy(&s->uuid, sb->uuid, sizeof(sb->uuid));
+    }
+    bdrv_graph_rdunlock_main_loop();
+    if (reason) {
+        error_setg(errp, "Node '%s' cannot be a block-swap store: %s; use a "
+                   "new file, as in qemu-img create -f qcow2 -o "
+                   "preallocation=metadata FILE SIZE", s->node_name, reason);
+        return false;
+    }
+    if (s->read_only) {
+        return true;
+    }
+
+    sb->generation++;
+    bsst_superblock_encode(sb, buf);
+    ret = blk_pwrite(s->blk, 0, BSST_SUPERBLOCK_BYTES, buf, 0);
+    if (ret >= 0) {
+        ret = blk_flush(s->blk);
+    }
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "Could not write the superblock of the "
+                         "block-swap store '%s'", s->node_name);
+        return false;
+    }
+    return true;
+}
+
+/* The format driver's own file must be a plain file or a host device. */
+static bool protocol_supported(const BlockDriverState *file)
+{
+    return !strcmp(file->drv->format_name, "file") ||
+           !strcmp(file->drv->format_name, "host_device");
+}
+
+static bool append_extent(BsstStore *s, uint64_t offset, uint64_t bytes,
+                          uint64_t host_offset)
+{
+    SlotExtent e = {
+        .first = offset / BSST_PAGE_SIZE,
+        .n = bytes / BSST_PAGE_SIZE,
+        .host_offset = host_offset,
+    };
+
+    if (s->extents->len) {
+        SlotExtent *last = &g_array_index(s->extents, SlotExtent,
+                                          s->extents->len - 1);
+        if (last->host_offset + (uint64_t)last->n * BSST_PAGE_SIZE ==
+            host_offset) {
+            last->n += e.n;
+            return true;
+        }
+    }
+    g_array_append_val(s->extents, e);
+    return host_offset % BSST_PAGE_SIZE == 0 && bytes % BSST_PAGE_SIZE == 0;
+}
+
+/* Resolve slot -> host offset for all slots; find the protocol node. */
+static BlockDriverState *GRAPH_RDLOCK
+store_resolve(BsstStore *s, const BsstSuperblock *sb, Error **errp)
+{
+    BlockDriverState *bs = blk_bs(s->blk), *protocol = NULL, *file;
+    uint64_t end = (uint64_t)sb->nslots * BSST_PAGE_SIZE;
+    uint64_t offset;
+    int64_t n, map;
+
+    for (offset = 0; offset < end; offset += n) {
+        int ret = bdrv_block_status(bs, sb->slots_offset + offset,
+                                    end - offset, &n, &map, &file);
+        if (ret < 0) {
+            error_setg_errno(errp, -ret, "Could not read the mapping of the "
+                             "block-swap store '%s'", s->node_name);
+            return NULL;
+        }
+        if (!(ret & BDRV_BLOCK_OFFSET_VALID) || !n ||
+            (protocol && file != protocol) ||
+            !append_extent(s, offset, n, map)) {
+            error_setg(errp, "The block-swap store '%s' has no complete and "
+                       "linear mapping; make it with qemu-img create -f qcow2 "
+                       "-o preallocation=metadata, without compression, "
+                       "encryption, snapshots or a backing file",
+                       s->node_name);
+            return NULL;
+        }
+        protocol = file;
+    }
+    if (!protocol_supported(protocol)) {
+        error_setg(errp, "The block-swap store '%s' is on protocol '%s'; only "
+                   "'file' and 'host_device' are supported (attach others as "
+                   "a host device or through a FUSE export of "
+                   "qemu-storage-daemon)", s->node_name,
+                   protocol->drv->format_name);
+        return NULL;
+    }
+    return protocol;
+}
+
+/* Open the private descriptor, past the page cache where that is possible. */
+static bool store_open_fd(BsstStore *s, BlockDriverState *protocol,
+                          Error **errp)
+{
+    const char *path = protocol->filename;
+    int flags = s->read_only ? O_RDONLY : O_RDWR;
+    struct stat st;
+
+    if (!strstart(path, "file:", &path)) {
+        strstart(path, "host_device:", &path);
+    }
+    s->fd = qemu_open(path, flags | O_DIRECT, NULL);
+    if (s->fd < 0) {
+        s->fd = qemu_open(path, flags, errp);
+    }
+    if (s->fd < 0) {
+        error_prepend(errp, "Could not open the block-swap store '%s': ",
+                      s->node_name);
+        return false;
+    }
+    if (fstat(s->fd, &st) < 0) {
+        error_setg_errno(errp, errno, "Could not stat '%s'", path);
+        return false;
+    }
+    s->dev = st.st_dev;
+    s->ino = st.st_ino;
+    return true;
+}
+
+static void store_free(BsstStore *s)
+{
+    timer_free(s->punch_timer);
+    if (s->fd >= 0) {
+        qemu_close(s->fd);
+    }
+    blk_unref(s->blk);
+    g_array_unref(s->extents);
+    slot_table_free(s->slots);
+    qemu_mutex_destroy(&s->lock);
+    g_free(s->node_name);
+    g_free(s);
+}
+
+static bool aio_available(BlockdevAioOptions aio, Error **errp)
+{
+    AioContext *ctx = qemu_get_aio_context();
+
+    switch (aio) {
+    case BLOCKDEV_AIO_OPTIONS_THREADS:
+        return true;
+#ifdef CONFIG_LINUX_AIO
+    case BLOCKDEV_AIO_OPTIONS_NATIVE:
+        return aio_setup_linux_aio(ctx, errp);
+#endif
+#ifdef CONFIG_LINUX_IO_URING
+    case BLOCKDEV_AIO_OPTIONS_IO_URING:
+        return aio_setup_linux_io_uring(ctx, errp);
+#endif
+    default:
+        error_setg(errp, "aio=%s was specified, but is not supported in this "
+                   "build", BlockdevAioOptions_str(aio));
+        return false;
+    }
+}
+
+static void store_punch_timer(void *opaque);
+
+static BsstStore *store_new(BlockDriverState *bs, BlockdevAioOptions aio,
+                            Error **errp)
+{
+    BsstStore *s = g_new0(BsstStore, 1);
+    uint64_t perm = BLK_PERM_CONSISTENT_READ;
+    BlockDriverState *protocol = NULL;
+    BsstSuperblock sb;
+
+    s->refcnt = 1;
+    s->node_name = g_strdup(bdrv_get_node_name(bs));
+    s->aio = aio;
+    s->fd = -1;
+    s->read_only = bdrv_is_read_only(bs);
+    s->extents = g_array_new(false, false, sizeof(SlotExtent));
+    s->punch_timer = aio_timer_new(qemu_get_aio_context(),
+                                   QEMU_CLOCK_REALTIME, SCALE_MS,
+                                   store_punch_timer, s);
+    qemu_mutex_init(&s->lock);
+
+    if (!s->read_only) {
+        perm |= BLK_PERM_WRITE;
+    }
+    s->blk = blk_new(qemu_get_aio_context(), perm, 0);
+    if (blk_insert_bs(s->blk, bs, errp) < 0) {
+        error_prepend(errp, "The block-swap store '%s' is in use: ",
+                      s->node_name);
+        goto fail;
+    }
+    if (!aio_available(aio, errp) || !store_load_superblock(s, &sb, errp)) {
+        goto fail;
+    }
+    bdrv_graph_rdlock_main_loop();
+    protocol = store_resolve(s, &sb, errp);
+    bdrv_graph_rdunlock_main_loop();
+    if (!protocol || !store_open_fd(s, protocol, errp)) {
+        goto fail;
+    }
+    s->slots = slot_table_new(sb.nslots);
+    return s;
+
+fail:
+    store_free(s);
+    return NULL;
+}
+
+BsstStore *bsst_store_open(const char *node_name, BlockdevAioOptions aio,
+                           Error **errp)
+{
+    BlockDriverState *bs;
+    BsstStore *s;
+
+    GLOBAL_STATE_CODE();
+
+    QLIST_FOREACH(s, &all_stores, next) {
+        if (!strcmp(s->node_name, node_name)) {
+            bsst_store_ref(s);
+            return s;
+        }
+    }
+    bs = bdrv_find_node(node_name);
+    if (!bs) {
+        error_setg(errp, "Block-swap store '%s' not found: no block node has "
+                   "that name; define it with -blockdev before it is used",
+                   node_name);
+        return NULL;
+    }
+    s = store_new(bs, aio, errp);
+    if (s) {
+        QLIST_INSERT_HEAD(&all_stores, s, next);
+        trace_bsst_store_open(s->node_name, slot_table_size(s->slots),
+                              s->extents->len);
+    }
+    return s;
+}
+
+void bsst_store_ref(BsstStore *s)
+{
+    GLOBAL_STATE_CODE();
+    s->refcnt++;
+}
+
+static void store_forget_content(BsstStore *s);
+
+void bsst_store_unref(BsstStore *s)
+{
+    GLOBAL_STATE_CODE();
+
+    if (!s || --s->refcnt) {
+        return;
+    }
+    trace_bsst_store_close(s->node_name);
+    assert(!s->pager);
+    QLIST_REMOVE(s, next);
+    timer_del(s->punch_timer);
+    AIO_WAIT_WHILE_UNLOCKED(NULL, s->punching);
+    store_forget_content(s);
+    store_free(s);
+}
+
+BsstStore *bsst_store_next(BsstStore *s)
+{
+    GLOBAL_STATE_CODE();
+    return s ? QLIST_NEXT(s, next) : QLIST_FIRST(&all_stores);
+}
+
+const char *bsst_store_node_name(const BsstStore *s)
+{
+    return s->node_name;
+}
+
+const QemuUUID *bsst_store_uuid(const BsstStore *s)
+{
+    return &s->uuid;
+}
+
+bool bsst_store_is_inode(const BsstStore *s, dev_t dev, ino_t ino)
+{
+    return s->dev == dev && s->ino == ino;
+}
+
+uint32_t bsst_store_nslots(const BsstStore *s)
+{
+    return slot_table_size(s->slots);
+}
+
+/* The store of -drive bsst=on */
+
+void bsst_default_store_add(const char *node_name)
+{
+    GLOBAL_STATE_CODE();
+    default_stores = g_list_prepend(default_stores, g_strdup(node_name));
+}
+
+void bsst_default_store_del(const char *node_name)
+{
+    GList *l = g_list_find_custom(default_stores, node_name,
+                                  (GCompareFunc)g_strcmp0);
+
+    GLOBAL_STATE_CODE();
+    if (l) {
+        g_free(l->data);
+        default_stores = g_list_delete_link(default_stores, l);
+    }
+}
+
+const char *bsst_default_store(Error **errp)
+{
+    GLOBAL_STATE_CODE();
+    if (!default_stores) {
+        error_setg(errp, "bsst=on needs a store; add -object host-swapper,"
+                   "id=ID,path=FILE,memory-limit=SIZE");
+        return NULL;
+    }
+    if (default_stores->next) {
+        error_setg(errp, "bsst=on needs exactly one host-swapper, but there "
+                   "are several; use -blockdev driver=bsst,store=NODE");
+        return NULL;
+    }
+    return default_stores->data;
+}
+
+/* Slots */
+
+uint32_t bsst_slot_alloc(BsstStore *s, uint32_t want, BsstSlot *first)
+{
+    QEMU_LOCK_GUARD(&s->lock);
+    uint32_t n = s->read_only ? 0 : slot_table_alloc(s->slots, want, first);
+
+    if (!n) {
+        s->full = true;
+    }
+    return n;
+}
+
+void bsst_slot_ref(BsstStore *s, const BsstSlot *slot, unsigned n)
+{
+    QEMU_LOCK_GUARD(&s->lock);
+
+    for (unsigned i = 0; i < n; i++) {
+        slot_table_ref(s->slots, slot[i]);
+    }
+}
+
+/* Enough has become free to call a full store not full any more. */
+static bool space_returned_locked(BsstStore *s)
+{
+    uint32_t enough = MIN(slot_table_size(s->slots) / 64, 1024);
+
+    if (!s->full || slot_table_nfree(s->slots) < MAX(enough, 1)) {
+        return false;
+    }
+    s->full = false;
+    return true;
+}
+
+void bsst_slot_unref(BsstStore *s, const BsstSlot *slot, unsigned n)
+{
+    void (*space_fn)(void *opaque) = NULL;
+    void *space_opaque = NULL;
+    bool freed = false;
+
+    qemu_mutex_lock(&s->lock);
+    for (unsigned i = 0; i < n; i++) {
+        freed |= slot_table_unref(s->slots, slot[i]);
+    }
+    if (freed && space_returned_locked(s)) {
+        space_fn = s->space_fn;
+        space_opaque = s->space_opaque;
+    }
+    qemu_mutex_unlock(&s->lock);
+
+    if (freed && !timer_pending(s->punch_timer)) {
+        timer_mod_anticipate(s->punch_timer,
+                             qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
+                             PUNCH_INTERVAL_MS);
+    }
+    if (space_fn) {
+        space_fn(space_opaque);
+    }
+}
+
+void bsst_store_set_space_notifier(BsstStore *s, void (*fn)(void *opaque),
+                                   void *opaque)
+{
+    QEMU_LOCK_GUARD(&s->lock);
+    s->space_fn = fn;
+    s->space_opaque = opaque;
+}
+
+/* I/O */
+
+/* Find where @slot lies, and how many of the @n from it on lie in one piece. */
+static uint64_t slot_host_offset(const BsstStore *s, BsstSlot slot,
+                                 uint32_t *n)
+{
+    unsigned lo = 0, hi = s->extents->len - 1;
+    const SlotExtent *e;
+
+    while (lo < hi) {
+        unsigned mid = (lo + hi + 1) / 2;
+
+        e = &g_array_index(s->extents, SlotExtent, mid);
+        if (e->first <= slot) {
+            lo = mid;
+        } else {
+            hi = mid - 1;
+        }
+    }
+    e = &g_array_index(s->extents, SlotExtent, lo);
+    *n = MIN(*n, e->n - (slot - e->first));
+    return e->host_offset + (uint64_t)(slot - e->first) * BSST_PAGE_SIZE;
+}
+
+typedef struct StoreThreadReq {
+    int fd;
+    uint64_t offset;
+    QEMUIOVector *qiov;
+    bool is_write;
+} StoreThreadReq;
+
+static int store_thread_io(void *opaque)
+{
+    StoreThreadReq *r = opaque;
+    size_t done = 0;
+
+    while (done < r->qiov->size) {
+        g_autofree struct iovec *iov = g_new(struct iovec, r->qiov->niov);
+        unsigned niov = iov_copy(iov, r->qiov->niov, r->qiov->iov,
+                                 r->qiov->niov, done, r->qiov->size - done);
+        ssize_t len = r->is_write
+                      ? pwritev(r->fd, iov, niov, r->offset + done)
+                      : preadv(r->fd, iov, niov, r->offset + done);
+
+        if (len < 0 && errno != EINTR) {
+            return -errno;
+        }
+        if (len == 0) {
+            return r->is_write ? -ENOSPC : -EIO;
+        }
+        done += MAX(len, 0);
+    }
+    return 0;
+}
+
+static int coroutine_fn store_co_io(BsstStore *s, uint64_t offset,
+                                    QEMUIOVector *qiov, bool is_write)
+{
+    int type = is_write ? QEMU_AIO_WRITE : QEMU_AIO_READ;
+    StoreThreadReq req = {
+        .fd = s->fd,
+        .offset = offset,
+        .qiov = qiov,
+        .is_write = is_write,
+    };
+
+    switch (s->aio) {
+#ifdef CONFIG_LINUX_AIO
+    case BLOCKDEV_AIO_OPTIONS_NATIVE:
+        if (aio_setup_linux_aio(qemu_get_current_aio_context(), NULL)) {
+            return laio_co_submit(s->fd, offset, qiov, type, 0, 0);
+        }
+        break;
+#endif
+#ifdef CONFIG_LINUX_IO_URING
+    case BLOCKDEV_AIO_OPTIONS_IO_URING:
+        if (aio_setup_linux_io_uring(qemu_get_current_aio_context(), NULL)) {
+            return luring_co_submit(NULL, s->fd, offset, qiov, type, 0);
+        }
+        break;
+#endif
+    default:
+        break;
+    }
+    return thread_pool_submit_co(store_thread_io, &req);
+}
+
+/* Transfer @n slots from @first on, whose extents may differ. */
+static int coroutine_fn store_co_rw(BsstStore *s, BsstSlot first, uint32_t n,
+                                    QEMUIOVector *qiov, bool is_write)
+{
+    size_t done = 0;
+    int ret = 0;
+
+    while (n && ret >= 0) {
+        uint32_t piece = n;
+        uint64_t offset = slot_host_offset(s, first, &piece);
+        size_t bytes = (size_t)piece * BSST_PAGE_SIZE;
+
+        if (bytes == qiov->size) {
+            ret = store_co_io(s, offset, qiov, is_write);
+        } else {
+            QEMUIOVector part;
+
+            qemu_iovec_init_slice(&part, qiov, done, bytes);
+            ret = store_co_io(s, offset, &part, is_write);
+            qemu_iovec_destroy(&part);
+        }
+        first += piece;
+        n -= piece;
+        done += bytes;
+    }
+    if (ret < 0) {
+        stat64_add(&s->io_errors, 1);
+        trace_bsst_store_io_error(s->node_name, first, is_write, ret);
+    }
+    return MIN(ret, 0);
+}
+
+/* Compute the checksum of each of @n slots in @qiov. */
+static void qiov_checksums(QEMUIOVector *qiov, uint32_t n, uint64_t *sum)
+{
+    g_autofree uint8_t *bounce = NULL;
+    size_t skip = 0;    /* position in the vector element @v */
+    int v = 0;
+
+    for (uint32_t i = 0; i < n; i++, skip += BSST_PAGE_SIZE) {
+        while (skip >= qiov->iov[v].iov_len) {
+            skip -= qiov->iov[v++].iov_len;
+        }
+        if (qiov->iov[v].iov_len - skip >= BSST_PAGE_SIZE) {
+            sum[i] = bsst_checksum((uint8_t *)qiov->iov[v].iov_base + skip,
+                                   BSST_PAGE_SIZE);
+            continue;
+        }
+        if (!bounce) {
+            bounce = g_malloc(BSST_PAGE_SIZE);
+        }
+        qemu_iovec_to_buf(qiov, (size_t)i * BSST_PAGE_SIZE, bounce,
+                          BSST_PAGE_SIZE);
+        sum[i] = bsst_checksum(bounce, BSST_PAGE_SIZE);
+    }
+}
+
+int coroutine_fn bsst_store_co_writev(BsstStore *s, BsstSlot first, uint32_t n,
+                                      QEMUIOVector *qiov)
+{
+    size_t bytes = (size_t)n * BSST_PAGE_SIZE;
+    g_autofree uint64_t *sum = g_new(uint64_t, n);
+
+    assert(qiov->size == bytes);
+    qiov_checksums(qiov, n, sum);
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        for (uint32_t i = 0; i < n; i++) {
+            slot_table_set_checksum(s->slots, first + i, sum[i]);
+        }
+    }
+    stat64_add(&s->writes, 1);
+    stat64_add(&s->write_bytes, bytes);
+    return store_co_rw(s, first, n, qiov, true);
+}
+
+int coroutine_fn bsst_store_co_write(BsstStore *s, BsstSlot first, uint32_t n,
+                                     const void *buf)
+{
+    QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, (void *)buf,
+                                            (size_t)n * BSST_PAGE_SIZE);
+
+    return bsst_store_co_writev(s, first, n, &qiov);
+}
+
+static bool store_verify(BsstStore *s, BsstSlot first, uint32_t n,
+                         const uint8_t *buf)
+{
+    bool ok = true;
+
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t sum = bsst_checksum(buf + (size_t)i * BSST_PAGE_SIZE,
+                                     BSST_PAGE_SIZE);
+        uint64_t expected;
+
+        WITH_QEMU_LOCK_GUARD(&s->lock) {
+            expected = slot_table_checksum(s->slots, first + i);
+        }
+        if (sum != expected) {
+            stat64_add(&s->checksum_errors, 1);
+            trace_bsst_store_bad_checksum(s->node_name, first + i);
+            ok = false;
+        }
+    }
+    return ok;
+}
+
+int coroutine_fn bsst_store_co_read(BsstStore *s, BsstSlot first, uint32_t n,
+                                    void *buf)
+{
+    size_t bytes = (size_t)n * BSST_PAGE_SIZE;
+    QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, buf, bytes);
+    int ret;
+
+    stat64_add(&s->reads, 1);
+    stat64_add(&s->read_bytes, bytes);
+    ret = store_co_rw(s, first, n, &qiov, false);
+    if (ret < 0) {
+        return ret;
+    }
+    return store_verify(s, first, n, buf) ? 0 : -EILSEQ;
+}
+
+void *bsst_store_buffer(BsstStore *s, size_t bytes)
+{
+    return qemu_try_memalign(BSST_PAGE_SIZE, bytes);
+}
+
+/* Space */
+
+typedef struct PunchReq {
+    BsstStore *s;
+    BsstSlot first;
+    uint32_t n;
+} PunchReq;
+
+/* In a worker thread, or at the very end in the main thread. */
+static int store_punch(void *opaque)
+{
+    PunchReq *r = opaque;
+    BsstSlot first = r->first;
+    uint32_t n = r->n;
+
+    while (n) {
+        uint32_t piece = n;
+        uint64_t offset = slot_host_offset(r->s, first, &piece);
+
+        if (fallocate(r->s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                      offset, (off_t)piece * BSST_PAGE_SIZE) < 0) {
+            return -errno;
+        }
+        first += piece;
+        n -= piece;
+    }
+    return 0;
+}
+
+static bool store_punch_next(BsstStore *s, BsstSlot *pos, uint32_t min,
+                             PunchReq *req)
+{
+    QEMU_LOCK_GUARD(&s->lock);
+
+    req->s = s;
+    req->n = slot_table_punch_begin(s->slots, pos, min, PUNCH_MAX_SLOTS,
+                                    &req->first);
+    return req->n;
+}
+
+static void store_punch_done(BsstStore *s, const PunchReq *req, int ret)
+{
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        slot_table_punch_end(s->slots, req->first, req->n, ret == 0);
+    }
+    if (ret == 0) {
+        stat64_add(&s->punched_bytes, (uint64_t)req->n * BSST_PAGE_SIZE);
+    }
+    trace_bsst_store_punch(s->node_name, req->first, req->n, ret);
+}
+
+/* Main thread's AioContext. */
+static void coroutine_fn store_co_punch_all(void *opaque)
+{
+    BsstStore *s = opaque;
+    BsstSlot pos = 0;
+    PunchReq req;
+
+    while (store_punch_next(s, &pos, PUNCH_MIN_SLOTS, &req)) {
+        int ret = thread_pool_submit_co(store_punch, &req);
+
+        store_punch_done(s, &req, ret);
+        if (ret < 0) {
+            break;      /* not supported here, or try again next time */
+        }
+    }
+    s->punching = false;
+    aio_wait_kick();
+}
+
+static void store_punch_timer(void *opaque)
+{
+    BsstStore *s = opaque;
+
+    if (!s->punching) {
+        s->punching = true;
+        qemu_coroutine_enter(qemu_coroutine_create(store_co_punch_all, s));
+    }
+}
+
+/* Nobody needs the slots any more: give all their space back, bit by bit. */
+static void store_forget_content(BsstStore *s)
+{
+    BsstSlot pos = 0;
+    PunchReq req;
+
+    while (store_punch_next(s, &pos, 1, &req)) {
+        int ret = store_punch(&req);
+
+        store_punch_done(s, &req, ret);
+        if (ret < 0) {
+            break;
+        }
+    }
+}
+
+/* Pager */
+
+void bsst_pager_ref(BsstPager *pager)
+{
+    qatomic_inc(&pager->refcnt);
+}
+
+void bsst_pager_unref(BsstPager *pager)
+{
+    if (pager && qatomic_fetch_dec(&pager->refcnt) == 1) {
+        pager->ops->free(pager);
+    }
+}
+
+bool bsst_store_set_pager(BsstStore *s, BsstPager *pager, Error **errp)
+{
+    QEMU_LOCK_GUARD(&s->lock);
+
+    if (s->pager) {
+        error_setg(errp, "The block-swap store '%s' has a host-swapper "
+                   "already", s->node_name);
+        return false;
+    }
+    bsst_pager_ref(pager);
+    qatomic_set(&s->pager, pager);
+    return true;
+}
+
+void bsst_store_clear_pager(BsstStore *s, BsstPager *pager)
+{
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        if (s->pager != pager) {
+            return;
+        }
+        qatomic_set(&s->pager, NULL);
+    }
+    bsst_pager_unref(pager);
+}
+
+BsstPager *bsst_store_get_pager(BsstStore *s)
+{
+    BsstPager *pager = qatomic_read(&s->pager);
+
+    if (!pager) {
+        return NULL;
+    }
+    QEMU_LOCK_GUARD(&s->lock);
+    pager = s->pager;
+    if (!pager || !qatomic_read(&pager->armed)) {
+        return NULL;
+    }
+    bsst_pager_ref(pager);
+    return pager;
+}
+
+/* Statistics */
+
+BsstStoreStats *bsst_store_query(BsstStore *s)
+{
+    BsstStoreStats *st = g_new0(BsstStoreStats, 1);
+
+    st->node_name = g_strdup(s->node_name);
+    st->uuid = qemu_uuid_unparse_strdup(&s->uuid);
+    st->aio = s->aio;
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        st->slots = slot_table_size(s->slots);
+        st->slots_free = slot_table_nfree(s->slots);
+        st->slots_backed = slot_table_nbacked(s->slots);
+        st->metadata_bytes = slot_table_bytes(s->slots);
+        st->full = s->full;
+    }
+    st->reads = stat64_get(&s->reads);
+    st->read_bytes = stat64_get(&s->read_bytes);
+    st->writes = stat64_get(&s->writes);
+    st->write_bytes = stat64_get(&s->write_bytes);
+    st->punched_bytes = stat64_get(&s->punched_bytes);
+    st->checksum_errors = stat64_get(&s->checksum_errors);
+    st->io_errors = stat64_get(&s->io_errors);
+    return st;
+}

@@ -1,0 +1,270 @@
+/*
+ * Taking guest RAM under control, and letting it go
+ *
+ * Below the limit nothing is registered: transparent huge pages stay, and
+ * nothing costs anything.  Arming goes chunk by chunk; while a chunk is being
+ * armed its faults wait, which takes milliseconds.
+ *
+ * Only what the kernel can move safely is armed: anonymous private memory of
+ * the host's page size that cannot be resized.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "block/aio.h"
+#include "block/aio-wait.h"
+#include "exec/cpu-common.h"
+#include "exec/memory.h"
+#include "exec/ramblock.h"
+#include "exec/ramlist.h"
+#include "pager.h"
+#include "qemu/error-report.h"
+#include "qemu/lockable.h"
+#include "qemu/madvise.h"
+#include "qemu/rcu.h"
+#include "trace.h"
+#include "uffd.h"
+
+/* Shards take turns by chunks; not too many, each costs the kernel a VMA. */
+#define CHUNK_MIN_PAGES     (64u << 8)
+#define CHUNKS_MAX          1024
+
+#define PAGEMAP_PRESENT     (1ull << 63)
+
+static bool region_armable(const RAMBlock *rb)
+{
+    const MemoryRegion *mr = rb->mr;
+
+    return rb->host && rb->fd < 0 && rb->guest_memfd < 0 &&
+           rb->page_size == BSST_PAGE_SIZE &&
+           !(rb->flags & (RAM_SHARED | RAM_RESIZEABLE | RAM_READONLY |
+                          RAM_PREALLOC | RAM_GUEST_MEMFD)) &&
+           rb->used_length >= PAGER_WINDOW * BSST_PAGE_SIZE &&
+           !memory_region_is_ram_device((MemoryRegion *)mr) &&
+           !memory_region_is_rom((MemoryRegion *)mr) &&
+           !memory_region_is_romd((MemoryRegion *)mr);
+}
+
+static uint64_t chunk_pages_for(uint64_t npages)
+{
+    return MAX(CHUNK_MIN_PAGES, pow2ceil(npages / CHUNKS_MAX));
+}
+
+void pager_set_regions(Pager *p)
+{
+    g_autoptr(GArray) list = g_array_new(false, false, sizeof(PagerRegion));
+    uint64_t total = 0, next = 0, chunk;
+    RAMBlock *rb;
+
+    WITH_RCU_READ_LOCK_GUARD() {
+        RAMBLOCK_FOREACH(rb) {
+            if (region_armable(rb)) {
+                PagerRegion r = {
+                    .host = rb->host,
+                    .npages = rb->used_length >> BSST_PAGE_BITS,
+                };
+                g_array_append_val(list, r);
+                total += r.npages;
+            }
+        }
+    }
+    chunk = chunk_pages_for(total);
+    for (unsigned i = 0; i < list->len; i++) {
+        PagerRegion *r = &g_array_index(list, PagerRegion, i);
+
+        r->first = next;
+        next += ROUND_UP(r->npages, chunk);
+    }
+
+    QEMU_LOCK_GUARD(&p->lock);
+    g_free(p->region);
+    p->nregions = list->len;
+    p->region = g_memdup2(list->data, list->len * sizeof(PagerRegion));
+    p->chunk_pages = chunk;
+    page_table_destroy(&p->pages);
+    page_table_init(&p->pages, next);
+}
+
+void pager_remove_region(Pager *p, void *host)
+{
+    for (unsigned i = 0; i < p->nregions; i++) {
+        PagerRegion *r = &p->region[i];
+
+        if (r->host == host) {
+            pager_discard(p, host, r->npages << BSST_PAGE_BITS);
+            QEMU_LOCK_GUARD(&p->lock);
+            for (uint64_t k = 0; k < r->npages; k++) {
+                if (page_state(&p->pages, r->first + k) != PAGE_NONE) {
+                    page_release(&p->pages, r->first + k);
+                }
+            }
+            r->npages = 0;
+        }
+    }
+}
+
+/* Which of [addr, addr + n pages) are present?  Calls @fn for each. */
+static bool scan_present(Pager *p, uint8_t *addr, uint64_t n,
+                         void (*fn)(void *opaque, uint64_t i, bool present),
+                         void *opaque)
+{
+    uint64_t entry[512];
+
+    for (uint64_t i = 0; i < n; ) {
+        uint64_t want = MIN(n - i, ARRAY_SIZE(entry));
+        off_t at = ((uintptr_t)addr / BSST_PAGE_SIZE + i) * sizeof(entry[0]);
+        ssize_t len = pread(p->pagemap_fd, entry, want * sizeof(entry[0]), at);
+
+        if (len < (ssize_t)sizeof(entry[0])) {
+            return false;
+        }
+        for (ssize_t k = 0; k < len / (ssize_t)sizeof(entry[0]); k++, i++) {
+            fn(opaque, i, entry[k] & PAGEMAP_PRESENT);
+        }
+    }
+    return true;
+}
+
+typedef struct ControlScan {
+    Pager *p;
+    uint64_t first;
+} ControlScan;
+
+static void control_page(void *opaque, uint64_t i, bool present)
+{
+    ControlScan *scan = opaque;
+
+    QEMU_LOCK_GUARD(&scan->p->lock);
+    page_control(&scan->p->pages, scan->first + i, present);
+}
+
+/*
+ * Once the chunk is registered no page of it becomes present without us, and
+ * its faults wait while its pages are PAGE_NONE.
+ */
+static int arm_chunk(Pager *p, uint64_t page, uint64_t n)
+{
+    ControlScan scan = { .p = p, .first = page };
+    uint8_t *addr = pager_addr(p, page);
+    int ret;
+
+    ret = uffd_swapper_register(pager_shard(p, page)->uffd, addr,
+                                n << BSST_PAGE_BITS);
+    if (ret < 0) {
+        return ret;
+    }
+    return scan_present(p, addr, n, control_page, &scan) ? 0 : -EIO;
+}
+
+static int arm_region(Pager *p, const PagerRegion *r)
+{
+    int ret = 0;
+
+    qemu_madvise(r->host, r->npages << BSST_PAGE_BITS, QEMU_MADV_DONTFORK);
+    qemu_madvise(r->host, r->npages << BSST_PAGE_BITS, QEMU_MADV_UNMERGEABLE);
+    for (uint64_t i = 0; i < r->npages && ret == 0; i += p->chunk_pages) {
+        ret = arm_chunk(p, r->first + i, MIN(p->chunk_pages, r->npages - i));
+    }
+    return ret;
+}
+
+bool pager_arm(Pager *p)
+{
+    int ret = 0;
+
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        p->arming = true;
+        qatomic_set(&p->base.armed, true);
+    }
+    for (unsigned i = 0; i < p->nregions && ret == 0; i++) {
+        ret = arm_region(p, &p->region[i]);
+    }
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        p->arming = false;
+    }
+    trace_pager_armed(p->id, ret);
+    if (ret < 0) {
+        error_report("host-swapper '%s': could not take guest RAM under "
+                     "control: %s; the limit is off", p->id, strerror(-ret));
+        WITH_QEMU_LOCK_GUARD(&p->lock) {
+            p->limit = 0;
+            p->releasing = true;
+        }
+    }
+    return true;
+}
+
+void pager_disarm(Pager *p)
+{
+    /* Nothing is out: whoever waits finds his page, or fresh zeroes. */
+    for (unsigned i = 0; i < p->nregions; i++) {
+        const PagerRegion *r = &p->region[i];
+
+        for (uint64_t k = 0; k < r->npages; k += p->chunk_pages) {
+            uint64_t n = MIN(p->chunk_pages, r->npages - k);
+
+            uffd_swapper_unregister(pager_shard(p, r->first + k)->uffd,
+                                    r->host + (k << BSST_PAGE_BITS),
+                                    n << BSST_PAGE_BITS);
+        }
+    }
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        for (uint64_t i = 0; i < p->pages.npages; i++) {
+            if (page_state(&p->pages, i) != PAGE_NONE) {
+                page_release(&p->pages, i);
+            }
+        }
+        p->releasing = false;
+        qatomic_set(&p->base.armed, false);
+    }
+    aio_wait_kick();
+    trace_pager_disarmed(p->id);
+}
+
+/* Near the limit? */
+
+static void count_page(void *opaque, uint64_t i, bool present)
+{
+    uint64_t *n = opaque;
+
+    *n += present;
+}
+
+/* Anonymous memory of this process in bytes: /proc/self/statm. */
+static uint64_t anonymous_bytes(void)
+{
+    unsigned long size, resident, shared;
+    FILE *f = fopen("/proc/self/statm", "re");
+    int n;
+
+    if (!f) {
+        return UINT64_MAX;
+    }
+    n = fscanf(f, "%lu %lu %lu", &size, &resident, &shared);
+    fclose(f);
+    return n == 3 ? (uint64_t)(resident - shared) * qemu_real_host_page_size()
+                  : UINT64_MAX;
+}
+
+bool pager_near_limit(Pager *p)
+{
+    uint64_t near = (p->limit << BSST_PAGE_BITS) / 4 * 3;
+    uint64_t anon = anonymous_bytes(), n = 0;
+
+    /* Cheap and never too low, but for memory that QEMU itself gave up. */
+    if (anon < near || anon - near < p->anon_overhead) {
+        return false;
+    }
+    for (unsigned i = 0; i < p->nregions; i++) {
+        if (!scan_present(p, p->region[i].host, p->region[i].npages,
+                          count_page, &n)) {
+            return true;
+        }
+    }
+    n <<= BSST_PAGE_BITS;
+    /* Half of it: QEMU's own share may shrink while the guest's grows. */
+    p->anon_overhead = anon > n ? (anon - n) / 2 : 0;
+    return n >= near;
+}

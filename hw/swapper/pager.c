@@ -1,0 +1,395 @@
+/*
+ * Pager: the page lock, what the block driver may ask, discards
+ *
+ * Invariants; asserts and tests quote them:
+ *
+ *   P1  SWAPPED means that the page is absent and its slot has been written
+ *       completely; the page owns a reference on the slot.
+ *   P2  VICTIM and WRITING mean that the page is absent and its frame has its
+ *       content; the page owns a reference on the frame.
+ *   P3  LOADING means that the page is absent and its slot intact; the loader
+ *       owns the reference on the slot that was the page's.
+ *   P4  A claim is one step under the page lock: the state is read and the
+ *       reference taken before anybody can change either.  Once a page is
+ *       INSTALLING the guest may be changing it: it is never claimed then.
+ *   P5  A discard returns only when nothing that was read before it can be
+ *       installed after it.
+ *   P6  Only the thread that put a page into transit takes it out.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "block/aio.h"
+#include "pager.h"
+#include "qapi/error.h"
+#include "qapi/qapi-events-host-swapper.h"
+#include "qemu/lockable.h"
+#include "qemu/main-loop.h"
+#include "qemu/timer.h"
+#include "trace.h"
+
+bool pager_lookup(const Pager *p, const void *addr, uint64_t *page)
+{
+    for (unsigned i = 0; i < p->nregions; i++) {
+        const PagerRegion *r = &p->region[i];
+        uint64_t offset = (const uint8_t *)addr - r->host;
+
+        if ((const uint8_t *)addr >= r->host &&
+            offset < r->npages << BSST_PAGE_BITS) {
+            *page = r->first + (offset >> BSST_PAGE_BITS);
+            return true;
+        }
+    }
+    return false;
+}
+
+void *pager_addr(const Pager *p, uint64_t page)
+{
+    for (unsigned i = 0; i < p->nregions; i++) {
+        const PagerRegion *r = &p->region[i];
+
+        if (page >= r->first && page - r->first < r->npages) {
+            return r->host + ((page - r->first) << BSST_PAGE_BITS);
+        }
+    }
+    g_assert_not_reached();
+}
+
+PagerShard *pager_shard(const Pager *p, uint64_t page)
+{
+    return &p->shard[page / p->chunk_pages % p->nshards];
+}
+
+uint64_t pager_high_locked(const Pager *p)
+{
+    return p->limit - MIN(p->limit / 2, MAX(p->limit / 64, 2 * PAGER_WINDOW));
+}
+
+uint64_t pager_low_locked(const Pager *p)
+{
+    uint64_t high = pager_high_locked(p);
+
+    return high - MIN(high / 2, MAX(p->limit / 64, PAGER_WINDOW));
+}
+
+void pager_transit_done_locked(Pager *p)
+{
+    if (p->transit_waiters) {
+        qemu_cond_broadcast(&p->transit_cond);
+    }
+}
+
+/* What the block driver may ask: BsstPagerOps */
+
+static void pager_claim(BsstPager *pager, void *const *addr,
+                        BsstPageClaim *claim, unsigned n)
+{
+    Pager *p = container_of(pager, Pager, base);
+    g_autofree BsstSlot *heap = n > 256 ? g_new(BsstSlot, n) : NULL;
+    BsstSlot stack[256], *slot = heap ?: stack;
+    unsigned nslots = 0;
+    uint64_t page;
+
+    QEMU_LOCK_GUARD(&p->lock);
+    for (unsigned i = 0; i < n; i++) {
+        claim[i].kind = BSST_PAGE_PRESENT;
+        if (!pager_lookup(p, addr[i], &page)) {
+            continue;
+        }
+        switch (page_state(&p->pages, page)) {
+        case PAGE_SWAPPED:
+        case PAGE_LOADING:
+            claim[i].kind = BSST_PAGE_SLOT;
+            claim[i].slot = slot[nslots++] = page_ref(&p->pages, page);
+            page_set_flag(&p->pages, page, PAGE_FLAG_INTERCEPTED);
+            break;
+        case PAGE_VICTIM:
+        case PAGE_WRITING:
+            claim[i].kind = BSST_PAGE_BUFFER;
+            claim[i].buf = frame_addr(&p->frames, page_ref(&p->pages, page));
+            frame_ref(&p->frames, page_ref(&p->pages, page));
+            break;
+        case PAGE_ZERO:
+            claim[i].kind = BSST_PAGE_ZERO;
+            break;
+        default:
+            break;
+        }
+    }
+    p->n.intercepted += nslots;
+    /* P4: still under the page lock */
+    bsst_slot_ref(p->store, slot, nslots);
+}
+
+static void pager_release_claims(BsstPager *pager, const BsstPageClaim *claim,
+                                 unsigned n)
+{
+    Pager *p = container_of(pager, Pager, base);
+
+    QEMU_LOCK_GUARD(&p->lock);
+    for (unsigned i = 0; i < n; i++) {
+        if (claim[i].kind == BSST_PAGE_BUFFER) {
+            size_t offset = (const uint8_t *)claim[i].buf - p->frames.base;
+
+            frame_unref(&p->frames, offset >> BSST_PAGE_BITS);
+        }
+    }
+}
+
+static void pager_absent(BsstPager *pager, void *const *addr, bool *absent,
+                         unsigned n)
+{
+    Pager *p = container_of(pager, Pager, base);
+    uint64_t page;
+
+    QEMU_LOCK_GUARD(&p->lock);
+    for (unsigned i = 0; i < n; i++) {
+        absent[i] = pager_lookup(p, addr[i], &page) &&
+                    page_is_out(&p->pages, page);
+    }
+}
+
+static void pager_free(BsstPager *pager);
+
+static const BsstPagerOps pager_ops = {
+    .claim = pager_claim,
+    .release = pager_release_claims,
+    .absent = pager_absent,
+    .install = pager_install,
+    .written = pager_written,
+    .free = pager_free,
+};
+
+/* Discards */
+
+/* Forget the content of @page.  Returns its slot, if it owned one. */
+static BsstSlot discard_one_locked(Pager *p, uint64_t page)
+{
+    BsstSlot slot = BSST_SLOT_NONE;
+
+    while (page_in_transit(&p->pages, page)) {
+        p->transit_waiters++;
+        qemu_cond_wait(&p->transit_cond, &p->lock);
+        p->transit_waiters--;
+    }
+    switch (page_state(&p->pages, page)) {
+    case PAGE_NONE:
+        return BSST_SLOT_NONE;
+    case PAGE_VICTIM:
+    case PAGE_WRITING:
+        frame_unref(&p->frames, page_ref(&p->pages, page));
+        break;
+    case PAGE_SWAPPED:
+        slot = page_ref(&p->pages, page);
+        break;
+    default:
+        break;
+    }
+    p->n.discarded += page_state(&p->pages, page) > PAGE_EVICTING &&
+                      page_state(&p->pages, page) != PAGE_ZERO;
+    page_discard(&p->pages, page);
+    return slot;
+}
+
+void pager_discard(Pager *p, void *host, size_t bytes)
+{
+    uint64_t n = bytes >> BSST_PAGE_BITS, page;
+    BsstSlot slot[PAGER_WINDOW];
+
+    if (!qatomic_read(&p->base.armed)) {
+        return;
+    }
+    for (uint64_t i = 0; i < n; ) {
+        unsigned nslots = 0;
+
+        qemu_mutex_lock(&p->lock);
+        for (; i < n && nslots < PAGER_WINDOW; i++) {
+            uint8_t *addr = (uint8_t *)host + (i << BSST_PAGE_BITS);
+
+            if (pager_lookup(p, addr, &page)) {
+                slot[nslots] = discard_one_locked(p, page);
+                nslots += slot[nslots] != BSST_SLOT_NONE;
+            }
+        }
+        qemu_mutex_unlock(&p->lock);
+        bsst_slot_unref(p->store, slot, nslots);
+    }
+    trace_pager_discard(p->id, host, bytes);
+}
+
+/* Store errors */
+
+typedef struct StoreErrorEvent {
+    Pager *p;
+    bool is_write;
+    int err;
+} StoreErrorEvent;
+
+static void store_error_bh(void *opaque)
+{
+    StoreErrorEvent *e = opaque;
+
+    qapi_event_send_host_swapper_store_error(e->p->id,
+                                             e->is_write
+                                             ? IO_OPERATION_TYPE_WRITE
+                                             : IO_OPERATION_TYPE_READ,
+                                             strerror(e->err));
+    bsst_pager_unref(&e->p->base);
+    g_free(e);
+}
+
+void pager_store_error(Pager *p, bool is_write, int err)
+{
+    int64_t now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+    StoreErrorEvent *e;
+
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        *(is_write ? &p->write_error : &p->read_error) = true;
+        if (p->event_ns && now - p->event_ns < NANOSECONDS_PER_SECOND) {
+            return;
+        }
+        p->event_ns = now;
+    }
+    trace_pager_store_error(p->id, is_write, err);
+    e = g_new(StoreErrorEvent, 1);
+    *e = (StoreErrorEvent) { .p = p, .is_write = is_write, .err = err };
+    bsst_pager_ref(&p->base);
+    aio_bh_schedule_oneshot(qemu_get_aio_context(), store_error_bh, e);
+}
+
+/* Life */
+
+void pager_set_limit(Pager *p, uint64_t bytes)
+{
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        p->limit = bytes >> BSST_PAGE_BITS;
+        p->releasing = !p->limit && qatomic_read(&p->base.armed);
+    }
+    trace_pager_limit(p->id, bytes);
+    pager_kick_writer(p);
+}
+
+void pager_set_victim_bytes(Pager *p, uint64_t bytes)
+{
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        p->victim_target = bytes >> BSST_PAGE_BITS;
+    }
+    pager_kick_writer(p);
+}
+
+static IOThread *start_thread(const char *id, const char *role, unsigned index,
+                              Error **errp)
+{
+    g_autofree char *name = g_strdup_printf("swapper-%s-%s%u", id, role,
+                                            index);
+    IOThread *t = iothread_create(name, errp);
+
+    if (t) {
+        /* Spinning costs more than it gains unless CPUs idle. */
+        object_property_set_int(OBJECT(t), "poll-max-ns", 0, &error_abort);
+    }
+    return t;
+}
+
+static bool start_threads(Pager *p, Error **errp)
+{
+    p->writer_thread = start_thread(p->id, "writer", 0, errp);
+    if (!p->writer_thread) {
+        return false;
+    }
+    p->writer_ctx = iothread_get_aio_context(p->writer_thread);
+    for (unsigned i = 0; i < p->nshards; i++) {
+        PagerShard *sh = &p->shard[i];
+
+        sh->iothread = start_thread(p->id, "fault", i, errp);
+        if (!sh->iothread) {
+            return false;
+        }
+        sh->ctx = iothread_get_aio_context(sh->iothread);
+        if (!pager_shard_start(sh, errp)) {
+            return false;
+        }
+    }
+    pager_writer_init(p);
+    return true;
+}
+
+Pager *pager_new(const char *id, unsigned nshards, Error **errp)
+{
+    Pager *p = g_new0(Pager, 1);
+
+    p->base.ops = &pager_ops;
+    p->base.refcnt = 1;
+    p->id = g_strdup(id);
+    p->nshards = nshards;
+    p->shard = g_new0(PagerShard, nshards);
+    p->pagemap_fd = -1;
+    p->rng = g_random_int() | 1;
+    qemu_mutex_init(&p->lock);
+    qemu_cond_init(&p->transit_cond);
+    qemu_co_queue_init(&p->admit);
+    for (unsigned i = 0; i < nshards; i++) {
+        p->shard[i] = (PagerShard) { .p = p, .index = i, .uffd = -1 };
+        p->shard[i].restore = g_array_new(false, false, sizeof(uint32_t));
+    }
+    p->zeroes = mmap(NULL, PAGER_WINDOW * BSST_PAGE_SIZE, PROT_READ,
+                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    p->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (p->zeroes == MAP_FAILED || p->pagemap_fd < 0) {
+        error_setg_errno(errp, errno, "host-swapper could not start");
+        goto fail;
+    }
+    if (!frames_init(&p->frames, PAGER_MAX_VICTIM_BYTES / BSST_PAGE_SIZE +
+                     PAGER_SPARE_FRAMES, errp) ||
+        !start_threads(p, errp)) {
+        goto fail;
+    }
+    return p;
+
+fail:
+    pager_stop(p);
+    bsst_pager_unref(&p->base);
+    return NULL;
+}
+
+void pager_stop(Pager *p)
+{
+    qatomic_set(&p->base.armed, false);
+    for (unsigned i = 0; i < p->nshards; i++) {
+        pager_shard_stop(&p->shard[i]);
+    }
+    if (p->writer_bh) {
+        qemu_bh_delete(p->writer_bh);
+        timer_free(p->tick);
+        p->writer_bh = NULL;
+    }
+    if (p->writer_thread) {
+        iothread_destroy(p->writer_thread);
+        p->writer_thread = NULL;
+    }
+}
+
+static void pager_free(BsstPager *pager)
+{
+    Pager *p = container_of(pager, Pager, base);
+
+    frames_destroy(&p->frames);
+    page_table_destroy(&p->pages);
+    for (unsigned i = 0; i < p->nshards; i++) {
+        g_array_unref(p->shard[i].restore);
+    }
+    if (p->pagemap_fd >= 0) {
+        close(p->pagemap_fd);
+    }
+    if (p->zeroes != MAP_FAILED) {
+        munmap(p->zeroes, PAGER_WINDOW * BSST_PAGE_SIZE);
+    }
+    qemu_cond_destroy(&p->transit_cond);
+    qemu_mutex_destroy(&p->lock);
+    g_free(p->region);
+    g_free(p->shard);
+    g_free(p->id);
+    g_free(p);
+}

@@ -1,0 +1,225 @@
+/*
+ * Pager: who is where, and how a page comes back
+ *
+ * Internal interface of the swapper's parts:
+ *   pager.c     page lock, what the block driver may ask, discards
+ *   fault.c     fault threads: event in, one pager call out
+ *   install.c   the ways in: from a frame, from the store, zeroes, a disk read
+ *   evict.c     the way out: choose, move to frames, write to the store
+ *   restore.c   coming back without being asked for
+ *   arm.c       taking guest RAM under control, and letting it go
+ *
+ * Lock order: nothing is taken under the page lock but the store's lock,
+ * which is a leaf.  The page lock is never held across an ioctl or I/O.
+ *
+ * Threads: S shard threads (faults, installs, restores) and a writer thread
+ * (evictions), all IOThreads of our own.  None of them ever takes the BQL,
+ * the graph lock or a reference on a BlockBackend, waits for RCU, or touches
+ * guest RAM; so any thread of QEMU may fault and wait for them.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#ifndef HW_SWAPPER_PAGER_H
+#define HW_SWAPPER_PAGER_H
+
+#include "bsst/bsst-store.h"
+#include "bsst/latency.h"
+#include "bsst/page-state.h"
+#include "frames.h"
+#include "qapi/qapi-types-host-swapper.h"
+#include "qemu/coroutine.h"
+#include "qemu/thread.h"
+#include "system/iothread.h"
+
+/* Pages that are evicted, restored and populated together, aligned. */
+#define PAGER_GROUP         8
+#define PAGER_WINDOW        32
+/* Pages of one write to the store, and such writes under way. */
+#define PAGER_WRITE_BATCH   256
+#define PAGER_WRITES        2
+/* Restores under way at once, a shard. */
+#define PAGER_RESTORES      8
+/* The frames' area: bounds victim-cache-size. */
+#define PAGER_MAX_VICTIM_BYTES  (256ull << 20)
+#define PAGER_SPARE_FRAMES  (PAGER_WRITE_BATCH * (PAGER_WRITES + 1))
+
+typedef struct Pager Pager;
+
+/* A piece of guest RAM: one RAMBlock. */
+typedef struct PagerRegion {
+    uint8_t *host;
+    uint64_t first;             /* page; a multiple of chunk_pages */
+    uint64_t npages;
+} PagerRegion;
+
+/* A shard resolves the faults of every nshards-th chunk. */
+typedef struct PagerShard {
+    /* Set once */
+    Pager *p;
+    unsigned index;
+    int uffd;
+    IOThread *iothread;
+    AioContext *ctx;
+    QEMUBH *restore_bh;
+
+    /* Under the page lock */
+    GArray *restore;            /* of uint32_t: intercepted pages */
+    unsigned restoring;
+} PagerShard;
+
+typedef struct PagerCounters {
+    uint64_t evicted, swap_outs, swap_out_requests, zero_outs;
+    uint64_t swap_ins, swap_in_requests;
+    uint64_t faults_victim, faults_store, faults_zero, faults_raced;
+    uint64_t intercepted, intercepted_restored, intercepted_restore_pages;
+    uint64_t intercepted_faults, intercepted_read_faults;
+    uint64_t installed, discarded;
+    uint64_t refused_pinned, refused_absent, refused_retry;
+    uint64_t refused_no_frame, refused_store_full, refused_other;
+} PagerCounters;
+
+struct Pager {
+    BsstPager base;
+
+    /* Set once */
+    char *id;
+    BsstStore *store;
+    unsigned nshards;
+    PagerShard *shard;
+    IOThread *writer_thread;
+    AioContext *writer_ctx;
+    QEMUBH *writer_bh;
+    QEMUTimer *tick;            /* writer thread */
+    int pagemap_fd;
+    void *zeroes;               /* PAGER_WINDOW pages */
+
+    /* Changed under the page lock while disarmed; stable while armed */
+    PagerRegion *region;
+    unsigned nregions;
+    uint64_t chunk_pages;
+
+    /* Under @lock, the page lock */
+    QemuMutex lock;
+    QemuCond transit_cond;      /* a page has left a transit state */
+    unsigned transit_waiters;
+    PageTable pages;
+    Frames frames;
+    uint64_t limit;             /* pages; 0: none */
+    uint64_t victim_target;     /* pages */
+    unsigned cluster;           /* pages of a store fault */
+    HostSwapperState state;
+    bool arming;
+    bool releasing;             /* restore everything, then disarm */
+    bool reclaiming;            /* between the watermarks */
+    bool store_full;
+    bool write_error;
+    bool read_error;
+    bool starved;               /* nothing can be evicted for now */
+    bool stopping;
+    unsigned writes;            /* writes to the store under way */
+    unsigned loads;             /* reads from the store under way */
+    unsigned forced;            /* evictions for tests under way */
+    CoQueue admit;              /* faults waiting for memory below the limit */
+    uint64_t over_since_ns;
+    uint64_t over_ns, over_max_ns;
+    int64_t event_ns;           /* time of the last store-error event */
+    uint64_t release_at;        /* page */
+    uint32_t rng;
+    PagerCounters n;
+
+    /* Writer thread */
+    uint64_t anon_overhead;     /* anonymous memory outside guest RAM, bytes */
+
+    /* Thread-safe API */
+    BsstLatency lat_victim, lat_store, lat_zero, lat_raced;
+};
+
+/* pager.c */
+
+Pager *pager_new(const char *id, unsigned nshards, Error **errp);
+/* Main thread; disarmed.  The memory goes with the last reference. */
+void pager_stop(Pager *p);
+void pager_set_limit(Pager *p, uint64_t bytes);
+void pager_set_victim_bytes(Pager *p, uint64_t bytes);
+
+/* Page of the host address @addr.  False if it is not under control. */
+bool pager_lookup(const Pager *p, const void *addr, uint64_t *page);
+void *pager_addr(const Pager *p, uint64_t page);
+PagerShard *pager_shard(const Pager *p, uint64_t page);
+
+/* Pages that count against the limit. */
+static inline uint64_t pager_charged_locked(const Pager *p)
+{
+    return p->pages.count[PAGE_RESIDENT] + p->pages.count[PAGE_INSTALLING] +
+           p->pages.count[PAGE_LOADING] + frames_used(&p->frames);
+}
+
+/* Nothing can be evicted at the moment: the limit does not bind. */
+static inline bool pager_yields_locked(const Pager *p)
+{
+    return !p->limit || p->store_full || p->write_error || p->releasing ||
+           p->starved || p->stopping;
+}
+
+uint64_t pager_high_locked(const Pager *p);
+uint64_t pager_low_locked(const Pager *p);
+
+/* A page left a transit state. */
+void pager_transit_done_locked(Pager *p);
+
+/* Guest RAM [host, host + bytes) is about to be discarded. */
+void pager_discard(Pager *p, void *host, size_t bytes);
+
+/* Tell the management about a store error, once a second at most. */
+void pager_store_error(Pager *p, bool is_write, int err);
+
+/* fault.c */
+bool pager_shard_start(PagerShard *sh, Error **errp);
+void pager_shard_stop(PagerShard *sh);
+
+/* install.c */
+
+/* Resolve a fault at @addr that was read at @start_ns.  Shard thread. */
+void pager_fault(PagerShard *sh, void *addr, bool is_write, int64_t start_ns);
+/* Load at most @max pages around @page, which is SWAPPED, and install them. */
+void pager_load_locked(PagerShard *sh, uint64_t page, unsigned max,
+                       bool restoring);
+/* Bring @page back from its frame.  Called and returns with the lock held. */
+void pager_install_frame_locked(PagerShard *sh, uint64_t page);
+/* BsstPagerOps */
+bool pager_install(BsstPager *pager, void *addr, const void *buf);
+
+/* evict.c */
+void pager_writer_init(Pager *p);
+/* Main thread, before the first arming. */
+void pager_set_store(Pager *p, BsstStore *store);
+/* Any thread, with or without the lock. */
+void pager_kick_writer(Pager *p);
+/* Move up to @want pages into frames.  Returns the number. */
+unsigned pager_evict(Pager *p, unsigned want);
+/* Give the memory of dropped frames back, let faults in that wait for it. */
+void pager_reclaim_frames(Pager *p);
+/* For tests.  Main thread.  Returns pages of the range that are out. */
+uint64_t pager_evict_range(Pager *p, uint64_t page, uint64_t n, bool to_store);
+
+/* restore.c */
+void pager_restore_bh(void *opaque);
+void pager_written(BsstPager *pager, void *const *addr, unsigned n);
+/* Bring the next pages back.  Returns false if all are back. */
+bool pager_release_some(Pager *p);
+
+/* arm.c */
+
+/* Main thread, under the BQL; disarmed. */
+void pager_set_regions(Pager *p);
+/* Main thread: the RAM at @host is about to go away. */
+void pager_remove_region(Pager *p, void *host);
+/* Writer thread.  Returns true. */
+bool pager_arm(Pager *p);
+void pager_disarm(Pager *p);
+/* Writer thread; disarmed.  True if guest RAM comes near the limit. */
+bool pager_near_limit(Pager *p);
+
+#endif /* HW_SWAPPER_PAGER_H */

@@ -1,0 +1,128 @@
+/*
+ * Coming back without being asked for
+ *
+ * 1. Pages that the guest has just written to its disk while they were out:
+ *    it is about to reuse them, and would wait for content that it does not
+ *    want.  They come back in the background, with their neighbours.
+ * 2. All pages, when the limit is taken away.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "block/aio.h"
+#include "pager.h"
+#include "qemu/lockable.h"
+#include "trace.h"
+
+/* Loads under way at once while everything comes back. */
+#define RELEASE_LOADS   8
+/* Pages that are looked at in one go. */
+#define RELEASE_SCAN    (1u << 16)
+
+/* Intercepted pages */
+
+void pager_written(BsstPager *pager, void *const *addr, unsigned n)
+{
+    Pager *p = container_of(pager, Pager, base);
+    uint64_t kick = 0, page;
+
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        for (unsigned i = 0; i < n; i++) {
+            PagerShard *sh;
+
+            if (!pager_lookup(p, addr[i], &page) ||
+                page_state(&p->pages, page) != PAGE_SWAPPED) {
+                continue;
+            }
+            sh = pager_shard(p, page);
+            g_array_append_val(sh->restore, (uint32_t) { page });
+            kick |= 1ull << sh->index;
+        }
+    }
+    for (unsigned i = 0; i < p->nshards; i++) {
+        if (kick >> i & 1) {
+            qemu_bh_schedule(p->shard[i].restore_bh);
+        }
+    }
+}
+
+/* Start the next restore.  Returns false if there is nothing to do now. */
+static bool restore_next_locked(PagerShard *sh)
+{
+    Pager *p = sh->p;
+
+    while (sh->restore->len && sh->restoring < PAGER_RESTORES) {
+        uint32_t page = g_array_index(sh->restore, uint32_t, 0);
+
+        if (!pager_yields_locked(p) &&
+            pager_charged_locked(p) + PAGER_WINDOW > p->limit) {
+            /* No memory for guesses; a fault will bring what is needed. */
+            g_array_set_size(sh->restore, 0);
+            return false;
+        }
+        g_array_remove_index(sh->restore, 0);
+        if (page_state(&p->pages, page) == PAGE_SWAPPED &&
+            page_flag(&p->pages, page, PAGE_FLAG_INTERCEPTED)) {
+            pager_load_locked(sh, page, PAGER_WINDOW, true);
+            return true;
+        }
+    }
+    return false;
+}
+
+void pager_restore_bh(void *opaque)
+{
+    PagerShard *sh = opaque;
+
+    QEMU_LOCK_GUARD(&sh->p->lock);
+    while (restore_next_locked(sh)) {
+        /* go on */
+    }
+}
+
+/* Everything */
+
+/* Bring @page back if it is out and nobody does so yet. */
+static void release_one_locked(Pager *p, uint64_t page)
+{
+    PagerShard *sh = pager_shard(p, page);
+
+    switch (page_state(&p->pages, page)) {
+    case PAGE_SWAPPED:
+        pager_load_locked(sh, page, PAGER_WINDOW, false);
+        break;
+    case PAGE_VICTIM:
+    case PAGE_WRITING:
+        pager_install_frame_locked(sh, page);
+        break;
+    default:
+        break;
+    }
+}
+
+bool pager_release_some(Pager *p)
+{
+    uint64_t *count = p->pages.count;
+
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        for (unsigned i = 0; i < RELEASE_SCAN; i++) {
+            uint64_t out = count[PAGE_SWAPPED] + count[PAGE_VICTIM] +
+                           count[PAGE_WRITING];
+
+            if (!out || p->loads >= RELEASE_LOADS) {
+                break;
+            }
+            if (p->release_at >= p->pages.npages) {
+                p->release_at = 0;
+            }
+            release_one_locked(p, p->release_at++);
+        }
+        return count[PAGE_SWAPPED] + count[PAGE_VICTIM] +
+               count[PAGE_WRITING] + count[PAGE_LOADING] +
+               count[PAGE_INSTALLING] + count[PAGE_EVICTING] +
+               p->writes + p->loads;
+    }
+    g_assert_not_reached();
+}

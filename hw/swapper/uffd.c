@@ -1,0 +1,183 @@
+/*
+ * userfaultfd operations that the swapper needs
+ *
+ * The kernel's contract is in Documentation/admin-guide/mm/userfaultfd.rst
+ * and ioctl_userfaultfd(2).
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include <sys/ioctl.h>
+#include "bsst/types.h"
+#include "qapi/error.h"
+#include "qemu/userfaultfd.h"
+#include "uffd.h"
+
+/* A transient EAGAIN is repeated this often before the caller hears of it. */
+#define MOVE_RETRIES    4
+
+int uffd_swapper_open(bool sigbus, Error **errp)
+{
+    struct uffdio_api api = {
+        .api = UFFD_API,
+        .features = UFFD_FEATURE_MOVE | (sigbus ? UFFD_FEATURE_SIGBUS : 0),
+    };
+    uint64_t features;
+    int fd;
+
+    fd = uffd_open(O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) {
+        error_setg_errno(errp, errno, "host-swapper needs userfaultfd");
+        error_append_hint(errp, "Give QEMU access to /dev/userfaultfd, or set "
+                          "the sysctl vm.unprivileged_userfaultfd to 1.\n");
+        return -1;
+    }
+    if (ioctl(fd, UFFDIO_API, &api) == 0) {
+        return fd;
+    }
+    close(fd);
+    if (uffd_query_features(&features) == 0 &&
+        !(features & UFFD_FEATURE_MOVE)) {
+        error_setg(errp, "host-swapper needs a host kernel with UFFDIO_MOVE "
+                   "(Linux 6.8 or newer)");
+    } else {
+        error_setg(errp, "host-swapper could not set up userfaultfd");
+    }
+    return -1;
+}
+
+int uffd_swapper_register(int fd, void *addr, size_t bytes)
+{
+    struct uffdio_register r = {
+        .range = { .start = (uintptr_t)addr, .len = bytes },
+        .mode = UFFDIO_REGISTER_MODE_MISSING,
+    };
+
+    return ioctl(fd, UFFDIO_REGISTER, &r) < 0 ? -errno : 0;
+}
+
+int uffd_swapper_unregister(int fd, void *addr, size_t bytes)
+{
+    struct uffdio_range r = { .start = (uintptr_t)addr, .len = bytes };
+
+    return ioctl(fd, UFFDIO_UNREGISTER, &r) < 0 ? -errno : 0;
+}
+
+void uffd_swapper_wake(int fd, void *addr, size_t bytes)
+{
+    struct uffdio_range r = { .start = (uintptr_t)addr, .len = bytes };
+
+    ioctl(fd, UFFDIO_WAKE, &r);
+}
+
+/*
+ * What to do after an installing ioctl stopped at @dst.  Returns the bytes to
+ * pass over, 0 to try again, or -errno.
+ */
+static ssize_t install_stopped(int fd, void *dst, int err)
+{
+    switch (err) {
+    case EEXIST:
+        /* Does not wake by itself. */
+        uffd_swapper_wake(fd, dst, BSST_PAGE_SIZE);
+        return BSST_PAGE_SIZE;
+    case EAGAIN:
+    case EINTR:
+        return 0;
+    case ENOMEM:
+        /* At the limit of a memory cgroup: somebody must give way first. */
+        g_usleep(1000);
+        return 0;
+    default:
+        return -err;
+    }
+}
+
+int uffd_swapper_copy(int fd, void *dst, const void *src, size_t bytes)
+{
+    size_t done = 0;
+
+    while (done < bytes) {
+        struct uffdio_copy c = {
+            .dst = (uintptr_t)dst + done,
+            .src = (uintptr_t)src + done,
+            .len = bytes - done,
+        };
+        ssize_t skip;
+        int err;
+
+        if (ioctl(fd, UFFDIO_COPY, &c) == 0) {
+            break;
+        }
+        err = errno;
+        if (c.copy > 0) {
+            done += c.copy;
+            continue;
+        }
+        skip = install_stopped(fd, (uint8_t *)dst + done, err);
+        if (skip < 0) {
+            return skip;
+        }
+        done += skip;
+    }
+    return 0;
+}
+
+int uffd_swapper_zero(int fd, void *dst, size_t bytes)
+{
+    size_t done = 0;
+
+    while (done < bytes) {
+        struct uffdio_zeropage z = {
+            .range = { .start = (uintptr_t)dst + done, .len = bytes - done },
+        };
+        ssize_t skip;
+        int err;
+
+        if (ioctl(fd, UFFDIO_ZEROPAGE, &z) == 0) {
+            break;
+        }
+        err = errno;
+        if (z.zeropage > 0) {
+            done += z.zeropage;
+            continue;
+        }
+        skip = install_stopped(fd, (uint8_t *)dst + done, err);
+        if (skip < 0) {
+            return skip;
+        }
+        done += skip;
+    }
+    return 0;
+}
+
+size_t uffd_swapper_move(int fd, void *dst, void *src, size_t bytes, int *err)
+{
+    size_t done = 0;
+    int retries = 0;
+
+    *err = 0;
+    while (done < bytes) {
+        struct uffdio_move m = {
+            .dst = (uintptr_t)dst + done,
+            .src = (uintptr_t)src + done,
+            .len = bytes - done,
+            .mode = UFFDIO_MOVE_MODE_DONTWAKE,
+        };
+
+        if (ioctl(fd, UFFDIO_MOVE, &m) == 0) {
+            return bytes;
+        }
+        *err = errno;
+        if (m.move > 0) {
+            done += m.move;
+            retries = 0;
+            *err = 0;
+        } else if (*err != EAGAIN || ++retries > MOVE_RETRIES) {
+            break;
+        }
+    }
+    return done;
+}

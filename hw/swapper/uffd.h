@@ -1,0 +1,49 @@
+/*
+ * userfaultfd operations that the swapper needs
+ *
+ * Unlike util/userfaultfd.c these know UFFDIO_MOVE, make progress on ranges,
+ * and report nothing: each outcome is an answer for the caller.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#ifndef HW_SWAPPER_UFFD_H
+#define HW_SWAPPER_UFFD_H
+
+/*
+ * Open a non-blocking userfaultfd which delivers faults of the kernel too and
+ * can move pages.  Returns the descriptor; -1 and sets @errp on failure.
+ *
+ * @sigbus: touches of missing pages raise SIGBUS instead of waiting
+ */
+int uffd_swapper_open(bool sigbus, Error **errp);
+
+/* Register or unregister [addr, addr + bytes).  Returns 0 or -errno. */
+int uffd_swapper_register(int fd, void *addr, size_t bytes);
+int uffd_swapper_unregister(int fd, void *addr, size_t bytes);
+
+/*
+ * Copy @bytes from @src to the absent pages at @dst and wake who waits there.
+ * Pages that are present already stay as they are.
+ *
+ * Returns 0, or -errno if the range is not ours any more.  Waits while the
+ * kernel has no memory.
+ */
+int uffd_swapper_copy(int fd, void *dst, const void *src, size_t bytes);
+
+/* The same, with zeroes that occupy no memory until they are written. */
+int uffd_swapper_zero(int fd, void *dst, size_t bytes);
+
+/* Wake who waits in [addr, addr + bytes). */
+void uffd_swapper_wake(int fd, void *addr, size_t bytes);
+
+/*
+ * Move the pages at @src to @dst, which is absent and registered with @fd.
+ *
+ * Returns the bytes moved from the start on, which may be fewer than @bytes;
+ * *@err is then why the next page did not move, else 0.
+ */
+size_t uffd_swapper_move(int fd, void *dst, void *src, size_t bytes, int *err);
+
+#endif /* HW_SWAPPER_UFFD_H */

@@ -1,0 +1,138 @@
+/*
+ * Page states of guest RAM under the swapper's control
+ *
+ * CORE: no I/O, no locks, no threads.  The caller holds the page lock around
+ * every call; the functions here are the only ones that change a state.
+ *
+ *                  page_evict_begin      page_evict_done
+ *        RESIDENT ------------------> EVICTING ----------> VICTIM
+ *          ^  ^                          |                 |  ^ |
+ *          |  +--------------------------+ page_write_begin|  | |page_write_
+ *          |     page_evict_refused                        v  | |    zero
+ *          |                                 page_write_ WRITING |
+ *          |                                    failed     |     |
+ *          | page_install_done                             |     v
+ *          |                          page_write_done      |    ZERO
+ *      INSTALLING <---------------.                        v     ^
+ *          ^  page_install_begin   +----- (any absent) ---- SWAPPED
+ *          |                                               |  ^
+ *          +--------------------- LOADING <----------------+  |
+ *                                    |      page_load_begin   |
+ *                                    +------------------------+
+ *                                          page_load_failed
+ *
+ *   page_discard: RESIDENT and every absent state -> ZERO
+ *   page_control: NONE -> RESIDENT or ZERO;  page_release: these -> NONE
+ *
+ * EVICTING and INSTALLING are in transit: an ioctl is under way outside the
+ * lock, and only the thread that issued it may change the state.  LOADING is
+ * not: the page is absent and its slot intact until somebody, the loader or
+ * another, begins to install; whoever does takes the page from the loader.
+ *
+ * One page is one 64-bit word:
+ *   bits 0-3    state
+ *   bit  4      FAULTED: somebody touched it while EVICTING or LOADING
+ *   bit  5      INTERCEPTED: written to disk since it left
+ *   bit  6      RESTORING: being loaded because it was intercepted
+ *   bits 8-31   for the policy
+ *   bits 32-63  slot (SWAPPED, LOADING) or frame (EVICTING, VICTIM, WRITING)
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#ifndef BSST_PAGE_STATE_H
+#define BSST_PAGE_STATE_H
+
+#include "bsst/types.h"
+
+typedef enum PageState {
+    PAGE_NONE,          /* not under control: present as far as we know */
+    PAGE_RESIDENT,
+    PAGE_EVICTING,
+    PAGE_VICTIM,
+    PAGE_WRITING,
+    PAGE_SWAPPED,
+    PAGE_LOADING,
+    PAGE_INSTALLING,
+    PAGE_ZERO,
+    PAGE_STATE__MAX
+} PageState;
+
+#define PAGE_FLAG_FAULTED       (1u << 4)
+#define PAGE_FLAG_INTERCEPTED   (1u << 5)
+#define PAGE_FLAG_RESTORING     (1u << 6)
+
+typedef struct PageTable {
+    uint64_t npages;
+    uint64_t *word;
+    uint64_t count[PAGE_STATE__MAX];    /* pages in each state */
+} PageTable;
+
+/* All @npages start as PAGE_NONE. */
+void page_table_init(PageTable *t, uint64_t npages);
+void page_table_destroy(PageTable *t);
+
+const char *page_state_str(PageState state);
+
+static inline PageState page_state(const PageTable *t, uint64_t page)
+{
+    return t->word[page] & 0xf;
+}
+
+/* Slot or frame of @page, as its state says. */
+static inline uint32_t page_ref(const PageTable *t, uint64_t page)
+{
+    return t->word[page] >> 32;
+}
+
+static inline bool page_flag(const PageTable *t, uint64_t page, uint32_t flag)
+{
+    return t->word[page] & flag;
+}
+
+static inline void page_set_flag(PageTable *t, uint64_t page, uint32_t flag)
+{
+    t->word[page] |= flag;
+}
+
+static inline void page_clear_flag(PageTable *t, uint64_t page, uint32_t flag)
+{
+    t->word[page] &= ~(uint64_t)flag;
+}
+
+/* An ioctl on @page is under way: nobody else may change its state. */
+static inline bool page_in_transit(const PageTable *t, uint64_t page)
+{
+    PageState s = page_state(t, page);
+
+    return s == PAGE_EVICTING || s == PAGE_INSTALLING;
+}
+
+/* @page is absent and may be installed or discarded by anybody. */
+static inline bool page_is_out(const PageTable *t, uint64_t page)
+{
+    PageState s = page_state(t, page);
+
+    return s >= PAGE_VICTIM && s != PAGE_INSTALLING;
+}
+
+/* The transitions; each asserts that @page is in a state it may leave. */
+void page_control(PageTable *t, uint64_t page, bool present);
+void page_release(PageTable *t, uint64_t page);
+void page_evict_begin(PageTable *t, uint64_t page, uint32_t frame);
+/* Returns true if somebody touched the page meanwhile: bring it back. */
+bool page_evict_done(PageTable *t, uint64_t page);
+/* @absent: the page was not there.  Returns as page_evict_done(). */
+bool page_evict_refused(PageTable *t, uint64_t page, bool absent);
+void page_write_begin(PageTable *t, uint64_t page);
+void page_write_done(PageTable *t, uint64_t page, BsstSlot slot);
+void page_write_failed(PageTable *t, uint64_t page);
+void page_write_zero(PageTable *t, uint64_t page);
+void page_load_begin(PageTable *t, uint64_t page);
+void page_load_failed(PageTable *t, uint64_t page);
+void page_install_begin(PageTable *t, uint64_t page);
+void page_install_done(PageTable *t, uint64_t page);
+void page_discard(PageTable *t, uint64_t page);
+
+#endif /* BSST_PAGE_STATE_H */
