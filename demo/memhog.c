@@ -1,6 +1,8 @@
 /*
  * memhog: the guest program of the demo
  *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
  * It makes a guest that is short of memory page on both levels, checks that no
  * byte is lost on the way, and reports how fast it got on.  The shape is that
  * of the Tesseract paper's memhog (VEE 2014): inflate pinned, so that only the
@@ -12,7 +14,7 @@
  *                     the locked memory is checked and given back.
  *   phase "unpinned"  the work area grows to T MiB, more than the guest has,
  *                     and is worked on for N passes.
- *   phase "check"     every page of the area is read once more and compared.
+ *   phase "check"     with check=1 every page is read once more and compared.
  *
  * A pass over n pages is n touches.  Three touches of four follow the order of
  * addresses, one goes to a random page.  A touch reads and checks the whole
@@ -416,7 +418,7 @@ int main(int argc, char **argv)
 {
     static Hog hog = {
         .pinned_mib = 96, .work_mib = 256, .total_mib = 576,
-        .passes = 2, .seed = 1, .check = true,
+        .passes = 2, .seed = 1,
     };
     Hog *h = &hog;
     Area area;

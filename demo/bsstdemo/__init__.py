@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The parts of demo/run-demo and demo/run-soak, one noun a file
 
 leftovers   what must be undone whatever happens, and who undoes it

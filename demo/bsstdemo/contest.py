@@ -1,11 +1,15 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The contestants, and one run of one of them
 
 A run boots the guest, waits until it is ready, notes every counter, says
 "go", follows memhog's score lines, and notes the counters again before the
 guest powers off.  What a run returns is a dictionary for the JSON file.
 """
+import ctypes
+import fcntl
 import os
 import re
+import struct
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -19,6 +23,13 @@ from .qmp import QmpError
 MIB = 1 << 20
 PAGE = 4096
 SECTOR = 512
+
+# <linux/userfaultfd.h>, x86-64
+SYS_USERFAULTFD = 323
+USERFAULTFD_IOC_NEW = 0xaa00
+UFFDIO_API = 0xc018aa3f
+UFFD_API = 0xaa
+UFFD_FEATURE_MOVE = 1 << 16
 
 WAYS = {
     'n': 'no limit',
@@ -41,7 +52,7 @@ class Settings:
     stock: Path
     guest_mib: int = 512
     limit_mib: int = 300
-    overhead_mib: int = None        # None: measured, in each run
+    overhead_mib: int = None        # None: as measured all the time
     memhog: str = ''
     smp: int = 1
     accel: str = 'tcg'
@@ -49,7 +60,9 @@ class Settings:
     swapper: str = ''               # more properties of host-swapper
     append: str = ''                # more words on the kernel command line
     qemu_args: list = field(default_factory=list)
-    timeout: int = 180
+    image: str = ''                 # more options of the swap disk's image
+    timeout_s: int = 300            # for a whole run
+    silence_s: int = 60             # memhog speaks every second
 
     @property
     def folder(self):
@@ -126,6 +139,7 @@ class Run:
         self.folder = settings.folder / 'run'
         self.disk = None
         self.machine = self.cgroup = self.swap_file = None
+        self.overheads = []             # of (a), as added to the limit
         self.result = {
             'way': way, 'description': WAYS[way], 'round': number,
             'errors': [], 'data_errors': None, 'phases': {}, 'scores': [],
@@ -133,7 +147,7 @@ class Run:
 
     def run(self):
         """The result; raises Unavailable where the machine forbids the way"""
-        deadline = time.monotonic() + self.s.timeout
+        deadline = time.monotonic() + self.s.timeout_s
         self.logs.mkdir(parents=True, exist_ok=True)
         self.leftovers.add('folder', str(self.folder))
         try:
@@ -161,8 +175,9 @@ class Run:
             self.leftovers.add('folder', str(self.folder))
         self.folder.mkdir()
         self.disk = disk_of(self.folder)
+        options = ['-o', self.s.image] if self.s.image else []
         subprocess.run([self.s.image_tool(self.way), 'create', '-q', '-f',
-                        'qcow2', self.folder / 'swap.qcow2',
+                        'qcow2', *options, self.folder / 'swap.qcow2',
                         str(SWAP_DISK_BYTES)], check=True)
         if self.way == 'a':
             self.cgroup = Cgroup(self.leftovers, f'bsst-demo-{os.getpid()}')
@@ -187,11 +202,12 @@ class Run:
     def _follow(self, until, deadline):
         """Read the console up to the line that starts with @until"""
         while True:
-            line = self.machine.next_line(deadline)
+            line = self.machine.next_line(
+                min(deadline, time.monotonic() + self.s.silence_s))
             if line is None:
                 status = self.machine.wait(20)
-                raise MachineError(f'QEMU has ended with status {status}, '
-                                   f'see {self.machine.log.name}')
+                raise MachineError(f'QEMU has ended with status {status}: '
+                                   f'{self.machine.last_words()}')
             if line.startswith(until):
                 return line
             if GUEST_TROUBLE.search(line):
@@ -216,13 +232,20 @@ class Run:
 
     # The measured part
 
-    def _limit_cgroup(self):
-        """Allow the guest as much RAM as (b) and (c) allow it"""
-        held = self.cgroup.used_bytes() - self.machine.ram_resident_bytes()
-        overhead = (held if self.s.overhead_mib is None
+    def _limit_cgroup(self, other_bytes):
+        """Allow the guest as much RAM as (b) and (c) allow it
+
+        QEMU's own memory counts in a cgroup, so it is added to the limit; it
+        grows with translated code, and the kernel swaps some of it out.
+        """
+        overhead = (other_bytes + self.cgroup.kernel_bytes()
+                    if self.s.overhead_mib is None
                     else self.s.overhead_mib * MIB)
-        self.cgroup.set_limit(self.s.limit_mib * MIB + overhead)
-        self.result['overhead_bytes'] = overhead
+        try:
+            self.cgroup.set_limit(self.s.limit_mib * MIB + overhead)
+        except OSError:
+            return      # EBUSY: reclaim is behind; the next sample tries again
+        self.overheads.append(overhead)
 
     def _counters(self):
         m = self.machine
@@ -242,10 +265,12 @@ class Run:
         return counters
 
     def _contest(self, deadline):
+        follow = None
         if self.cgroup:
-            self._limit_cgroup()
+            follow = self._limit_cgroup
+            follow(self.machine.resident_bytes()[1])
         before = self._counters()
-        sampler = Sampler(self.machine, self._victim_bytes)
+        sampler = Sampler(self.machine, self._cached_bytes, follow)
         sampler.start()
         try:
             self.machine.say('go')
@@ -260,10 +285,14 @@ class Run:
         if self.result['data_errors'] is None:
             self._error(f'memhog has failed: {line}')
 
-    def _victim_bytes(self, qmp):
-        if self.way in 'an':
+    def _cached_bytes(self):
+        """Guest pages in memory outside guest RAM: victim or swap cache"""
+        if self.cgroup:
+            return self.cgroup.swap_cache_bytes()
+        if self.way not in 'bc':
             return 0
-        swapper = (qmp.command('query-host-swapper') or [{}])[0]
+        answer = self.machine.qmp.command('query-host-swapper')
+        swapper = (answer or [{}])[0]
         return PAGE * (swapper.get('victim', 0) + swapper.get('writing', 0))
 
     def _note_answers(self):
@@ -273,9 +302,10 @@ class Run:
             names += ['query-host-swapper', 'query-bsst']
         self.result['qmp'] = {name: self.machine.qmp.query(name)
                               for name in names}
-        if self.cgroup:
-            self.result['overhead_end_bytes'] = (
-                self.cgroup.used_bytes() - self.machine.ram_resident_bytes())
+        if self.overheads:
+            self.result['overheads_bytes'] = self.overheads
+            self.result['overhead_bytes'] = (sum(self.overheads) //
+                                             len(self.overheads))
 
     def _note_limit(self):
         samples = self.result['samples']
@@ -283,8 +313,10 @@ class Run:
             return
         limit = self.s.limit_mib * MIB
         ram = [s[1] for s in samples]
+        held = [s[1] + (s[2] or 0) for s in samples]
         self.result['ram_mean_bytes'] = sum(ram) // len(ram)
-        self.result['ram_max_bytes'] = max(ram)
+        self.result['held_mean_bytes'] = sum(held) // len(held)
+        self.result['held_max_bytes'] = max(held)
         self.result['limit_bytes'] = limit if self.way != 'n' else None
         self.result['excess_bytes'] = sustained_excess(samples, limit)
 
@@ -296,7 +328,8 @@ class Run:
         status = self.machine.wait(30)
         self.result['shutdown_s'] = round(time.monotonic() - begin, 2)
         if status:
-            self._error(f'QEMU has ended with status {status}')
+            self._error(f'QEMU has ended with status {status}: '
+                        f'{self.machine.last_words()}')
 
     # The end
 
@@ -317,6 +350,31 @@ class Run:
         self.leftovers.undo('folder', str(self.folder))
 
 
+def uffd_reason():
+    """Why the swapper cannot take pages out of a guest here, or None"""
+    try:
+        control = os.open('/dev/userfaultfd', os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fd = fcntl.ioctl(control, USERFAULTFD_IOC_NEW, os.O_CLOEXEC)
+        finally:
+            os.close(control)
+    except OSError:
+        fd = ctypes.CDLL(None, use_errno=True).syscall(SYS_USERFAULTFD,
+                                                       os.O_CLOEXEC)
+        if fd < 0:
+            return f'userfaultfd: {os.strerror(ctypes.get_errno())}'
+    try:
+        api = bytearray(struct.pack('=QQQ', UFFD_API, 0, 0))
+        fcntl.ioctl(fd, UFFDIO_API, api)
+        features = struct.unpack('=QQQ', api)[1]
+    except OSError as e:
+        return f'userfaultfd: {e.strerror}'
+    finally:
+        os.close(fd)
+    return (None if features & UFFD_FEATURE_MOVE else
+            'this kernel has no UFFDIO_MOVE (Linux 6.8 or later is needed)')
+
+
 def unavailable_reason(way, settings):
     """Why @way cannot run here, as far as one can tell before"""
     for path in (settings.binary(way), settings.image_tool(way)):
@@ -324,7 +382,4 @@ def unavailable_reason(way, settings):
             return f'no {path}'
     if way == 'a' and os.geteuid() != 0:
         return 'needs root for the memory cgroup and for swapon'
-    return None
-
-
-__all__ = ['Run', 'Settings', 'Unavailable', 'WAYS', 'unavailable_reason']
+    return uffd_reason() if way in 'bc' else None

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A memory cgroup and a swap file: what an ordinary host offers contestant (a)
 
 Both cgroup versions are served.  What the machine forbids is Unavailable,
@@ -68,14 +69,30 @@ class Cgroup:
     def set_limit(self, limit_bytes):
         self._write(self._limit_file(), str(limit_bytes))
 
-    def used_bytes(self):
-        """What counts against the limit, page cache of files apart"""
-        name = ('memory.usage_in_bytes' if self.version == 1
-                else 'memory.current')
-        stat = dict(line.split() for line in
-                    (self.path / 'memory.stat').read_text().splitlines())
-        cache = 'cache' if self.version == 1 else 'file'
-        return int((self.path / name).read_text()) - int(stat[cache])
+    def _stat(self):
+        text = (self.path / 'memory.stat').read_text()
+        return {name: int(value) for name, value in
+                (line.split() for line in text.splitlines())}
+
+    def swap_cache_bytes(self):
+        """Pages in memory that are mapped nowhere: read ahead or on their way
+
+        They lie on the lists of anonymous pages, but do not count as mapped.
+        """
+        stat = self._stat()
+        mapped = stat['rss' if self.version == 1 else 'anon']
+        return max(0, stat['inactive_anon'] + stat['active_anon'] - mapped)
+
+    def kernel_bytes(self):
+        """Page tables and the like, which count against the limit, too"""
+        try:
+            if self.version == 1:
+                name = 'memory.kmem.usage_in_bytes'
+                return int((self.path / name).read_text())
+            stat = self._stat()
+            return stat.get('kernel', stat.get('pagetables', 0))
+        except OSError:
+            return 0
 
     def close(self):
         self.leftovers.undo('cgroup', str(self.path))

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What must be undone whatever happens: processes, swap, cgroups, folders
 
 Each is written to a state file *before* it is made.  Three parties clean:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """One QEMU process with its console, its monitor and its figures
 
 The guest's serial console is QEMU's stdin and stdout; the monitor is a socket
@@ -22,6 +23,8 @@ from .qmp import Qmp, QmpError
 PR_SET_PDEATHSIG = 1
 FIRMWARE = ['/usr/share/seabios', '/usr/share/qemu', '/usr/lib/ipxe/qemu']
 SAMPLE_S = 0.2
+QEMU_SAYS = re.compile(r'qemu-system|\*\*|ERROR:|==\d+==|.*runtime error:|'
+                       r'.*Assertion')
 
 
 class MachineError(Exception):
@@ -129,22 +132,25 @@ class Machine:
         raise MachineError('cannot find guest RAM in "info ramblock":\n' +
                            text)
 
-    def ram_resident_bytes(self):
-        """Rss of the mappings of guest RAM, from smaps"""
-        inside, total_kib = False, 0
+    def resident_bytes(self):
+        """(of guest RAM, of all other anonymous memory), from smaps"""
+        ram_kib = other_kib = 0
+        inside = False
         try:
             with open(f'/proc/{self.pid}/smaps', encoding='ascii',
                       errors='replace') as smaps:
                 for line in smaps:
-                    head = re.match(r'([0-9a-f]+)-([0-9a-f]+) ', line)
-                    if head:
-                        begin, end = int(head[1], 16), int(head[2], 16)
-                        inside = begin < self.ram[1] and end > self.ram[0]
-                    elif inside and line.startswith('Rss:'):
-                        total_kib += int(line.split()[1])
+                    if line.startswith('Rss:') and inside:
+                        ram_kib += int(line.split()[1])
+                    elif line.startswith('Anonymous:') and not inside:
+                        other_kib += int(line.split()[1])
+                    elif line[0] in '0123456789abcdef':
+                        begin, end = line.split()[0].split('-')
+                        inside = (int(begin, 16) < self.ram[1] and
+                                  int(end, 16) > self.ram[0])
         except OSError:
             return None
-        return total_kib * 1024
+        return ram_kib * 1024, other_kib * 1024
 
     def io_bytes(self):
         """Bytes that the process has had read and written"""
@@ -160,6 +166,12 @@ class Machine:
         return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
     # The end
+
+    def last_words(self):
+        """What QEMU itself has said, for an error message"""
+        lines = Path(self.log.name).read_text(errors='replace').splitlines()
+        said = [line for line in lines[1:] if QEMU_SAYS.match(line)]
+        return '\n    '.join(said[-5:] + [f'see {self.log.name}'])
 
     def backtrace(self, path):
         """All threads' stacks, for a hang, where there is a gdb"""
@@ -191,27 +203,35 @@ class Machine:
 
 
 class Sampler(threading.Thread):
-    """Watches what a machine holds: [seconds, RAM bytes, victim bytes]"""
+    """Watches what a machine holds
 
-    def __init__(self, machine, victim_bytes):
+    samples: [seconds, guest RAM bytes, cached bytes, other bytes]; cached are
+    guest pages that the host holds in memory outside guest RAM.
+    """
+
+    def __init__(self, machine, cached_bytes, on_sample=None):
         super().__init__(daemon=True)
         self.machine = machine
-        self.victim_bytes = victim_bytes    # asks QMP; 0 for stock QEMU
+        self.cached_bytes = cached_bytes    # a function
+        self.on_sample = on_sample          # on_sample(other bytes)
         self.samples = []
         self.halt = threading.Event()
         self.begin = time.monotonic()
 
     def run(self):
         while not self.halt.wait(SAMPLE_S):
-            ram = self.machine.ram_resident_bytes()
-            if ram is None:
+            resident = self.machine.resident_bytes()
+            if resident is None:
                 return
+            ram, other = resident
             try:
-                victim = self.victim_bytes(self.machine.qmp)
-            except QmpError:
-                victim = None
+                cached = self.cached_bytes()
+            except (QmpError, OSError):
+                cached = None
+            if self.on_sample:
+                self.on_sample(other)
             now = time.monotonic() - self.begin
-            self.samples.append([round(now, 3), ram, victim])
+            self.samples.append([round(now, 3), ram, cached, other])
 
     def stop(self):
         self.halt.set()
@@ -222,7 +242,7 @@ class Sampler(threading.Thread):
 def sustained_excess(samples, limit_bytes, window_s=1.0):
     """The most by which the limit was exceeded for window_s without a break
 
-    A sample without an answer about the victim cache counts as without one.
+    A sample without an answer about the cache counts as if there were none.
     """
     worst = None
     begin = 0

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A small QMP client on one end of a socket pair
 
 Thread-safe.  An answer that comes after its caller has given up is dropped.
