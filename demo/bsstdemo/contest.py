@@ -362,7 +362,8 @@ def uffd_reason():
         fd = ctypes.CDLL(None, use_errno=True).syscall(SYS_USERFAULTFD,
                                                        os.O_CLOEXEC)
         if fd < 0:
-            return f'userfaultfd: {os.strerror(ctypes.get_errno())}'
+            return (f'userfaultfd: {os.strerror(ctypes.get_errno())}; run as '
+                    'root, or allow this user to open /dev/userfaultfd')
     try:
         api = bytearray(struct.pack('=QQQ', UFFD_API, 0, 0))
         fcntl.ioctl(fd, UFFDIO_API, api)
