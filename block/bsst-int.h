@@ -1,0 +1,229 @@
+/*
+ * bsst block driver: what its files share
+ *
+ *   bsst.c         driver table, open and close, permissions, pass-through
+ *   bsst-track.c   which requests are in flight, and the map's changes
+ *   bsst-write.c   write, write zeroes, discard, truncate
+ *   bsst-read.c    read, block status
+ *   bsst-drain.c   from the store into the image: copy-up, flush, guard
+ *   bsst-qmp.c     query-bsst
+ *
+ * A block is *indirected* while the map names a slot of the store for it: the
+ * slot holds its content, the image holds something older.
+ *
+ * Invariants (asserts, comments and tests quote the numbers):
+ *
+ *   B1  Every modifying request is either *direct* or *tracked*.  Tracked
+ *       requests never overlap one another (in whole blocks).  No direct
+ *       request is in flight together with a tracked one.  A direct request
+ *       saw an empty map after it had been counted.
+ *   B2  A map entry changes only under the lock, by the tracked request that
+ *       covers its block.  So that request may rely on the entry without the
+ *       lock and without a slot reference of its own; readers need both.
+ *   B3  An entry is inserted after all parts of its write request have
+ *       succeeded, and removed after the image holds content that is at least
+ *       as new, or that may legally stand for it (discard).  If a request
+ *       fails, its entries stay as they were.
+ *   B4  The map owns one reference of the slot of each entry.
+ *   B5  Only whole blocks of the image are indirected.
+ *   B6  While the map is not empty the image's guard is durable (images that
+ *       cannot carry one excepted), and we hold write permission on it.
+ *   B7  Store I/O uses private memory only.
+ *
+ * Why a drain never brings old data back: it is tracked, so by B1 no write,
+ * zeroing, discard or truncation of its blocks is in flight while it copies
+ * them, and what it copies is the newest content by B2 and B3.  A flush
+ * copies every entry that exists when it starts; entries made meanwhile
+ * belong to writes that had not completed, which the flush need not cover.
+ *
+ * Reads are not tracked.  A read decides once, under the lock, for each block
+ * where to read it, and holds the slots.  Whatever changes later was done by a
+ * request that was in flight together with the read: either order is legal.
+ *
+ * Locks: guard_lock, then lock.  No I/O under lock; guard_lock is held across
+ * the I/O that changes the guard.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#ifndef BSST_INT_H
+#define BSST_INT_H
+
+#include "block/block-io.h"
+#include "block/block_int.h"
+#include "block/reqlist.h"
+#include "bsst/bsst-store.h"
+#include "bsst/indirect-map.h"
+#include "bsst/latency.h"
+#include "qemu/coroutine.h"
+#include "qemu/stats64.h"
+
+/* Blocks that one drain request or bounce buffer covers at most: 1 MiB. */
+#define BSST_CHUNK_BLOCKS   256
+/* Parts of one request, or chunks of one drain, that are in flight at once. */
+#define BSST_PARALLEL       8
+
+/* Why an entry left the map. */
+typedef enum BsstRemoveCause {
+    BSST_REMOVE_OVERWRITE,
+    BSST_REMOVE_DISCARD,
+    BSST_REMOVE_TRUNCATE,
+    BSST_REMOVE_DRAIN,
+    BSST_REMOVE__MAX,
+} BsstRemoveCause;
+
+typedef struct BDRVBsstState {
+    /* Set once */
+    BsstStore *store;
+    bool can_guard;
+    uint64_t test_seed;
+    Error *migration_blocker;
+
+    /* Under lock */
+    CoMutex lock;
+    IndirectMap *map;
+    BlockReqList reqs;          /* the tracked requests */
+    CoQueue no_direct;          /* woken when the last direct request ends */
+
+    /* Written under guard_lock, read atomically */
+    CoMutex guard_lock;
+    bool guarded;
+
+    /* Atomic */
+    size_t map_count;           /* entries of map, written under lock */
+    size_t map_bytes;           /* memory of map, written under lock */
+    unsigned direct;            /* direct requests in flight */
+    unsigned tracked;           /* tracked requests in flight or waiting */
+
+    /* Counters, see qapi/bsst.json */
+    Stat64 made;
+    Stat64 removed[BSST_REMOVE__MAX];
+    Stat64 copy_ups;
+    Stat64 double_paged_pages;
+    Stat64 avoided_bytes;
+    Stat64 moved_bytes;
+    Stat64 buffered_pages;
+    Stat64 zero_pages;
+    Stat64 loaded_pages;
+    Stat64 installed_pages;
+    Stat64 split_reads;
+    Stat64 store_reads;
+    Stat64 drains;
+    Stat64 drain_errors;
+    BsstLatency write_prepare;
+    BsstLatency write_completion;
+    BsstLatency read_prepare;
+    BsstLatency read_completion;
+} BDRVBsstState;
+
+extern BlockDriver bdrv_bsst;
+
+static inline uint64_t bsst_block_down(int64_t offset)
+{
+    return (uint64_t)offset >> BSST_PAGE_BITS;
+}
+
+static inline uint64_t bsst_block_up(int64_t offset)
+{
+    return ((uint64_t)offset + BSST_PAGE_SIZE - 1) >> BSST_PAGE_BITS;
+}
+
+static inline int64_t bsst_block_offset(uint64_t block)
+{
+    return block << BSST_PAGE_BITS;
+}
+
+/* bsst-track.c */
+
+/*
+ * Count a direct request.  Returns false if there are entries or tracked
+ * requests (or a test wants entries made): the request has to be tracked then.
+ */
+bool coroutine_fn bsst_direct_begin(BDRVBsstState *s);
+void coroutine_fn bsst_direct_end(BDRVBsstState *s);
+
+/*
+ * Begin a tracked request on all blocks that [@offset, @offset + @bytes)
+ * touches: wait for what is in the way (B1).
+ */
+void coroutine_fn bsst_track_begin(BDRVBsstState *s, BlockReq *req,
+                                   int64_t offset, int64_t bytes);
+void coroutine_fn bsst_track_end(BDRVBsstState *s, BlockReq *req);
+
+/* The slot of @block, or BSST_SLOT_NONE; for its tracked request only (B2). */
+BsstSlot coroutine_fn bsst_map_lookup(BDRVBsstState *s, uint64_t block);
+
+/*
+ * Let the @n blocks from @block on be held by @slot[]; BSST_SLOT_NONE removes
+ * the entry.  Takes over a reference of each slot, and drops those of the
+ * slots that were replaced.
+ */
+void coroutine_fn bsst_map_update(BlockDriverState *bs, uint64_t block,
+                                  const BsstSlot *slot, unsigned n);
+
+/* Remove all entries of [@block, @end). */
+void coroutine_fn bsst_map_remove(BlockDriverState *bs, uint64_t block,
+                                  uint64_t end, BsstRemoveCause cause);
+
+/* bsst-drain.c */
+
+/*
+ * Copy those of the @n (at most BSST_CHUNK_BLOCKS) blocks from @block on that
+ * are indirected into the image, and remove their entries.  A tracked request
+ * covers them.
+ */
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_copy_out(BlockDriverState *bs, uint64_t block, unsigned n);
+
+/* Before a request that covers a part of @block: copy it out if indirected. */
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_copy_up(BlockDriverState *bs, uint64_t block);
+
+/* Copy all blocks that are indirected now; then the image is up to date. */
+int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs);
+
+/* bdrv_co_flush: drain, then flush the image. */
+int coroutine_fn GRAPH_RDLOCK bsst_co_flush(BlockDriverState *bs);
+
+/* Make B6 hold.  Cheap once it does. */
+int coroutine_fn GRAPH_RDLOCK bsst_co_guard(BlockDriverState *bs);
+
+/*
+ * Drain, flush, and take the guard away: the image is complete without us.
+ * No request is in flight.  Main thread, not in a coroutine.
+ */
+int bsst_settle(BlockDriverState *bs);
+
+/* bsst-write.c */
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_pwritev_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                     QEMUIOVector *qiov, size_t qiov_offset,
+                     BdrvRequestFlags flags);
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_pwrite_zeroes(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                      BdrvRequestFlags flags);
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_pdiscard(BlockDriverState *bs, int64_t offset, int64_t bytes);
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_truncate(BlockDriverState *bs, int64_t offset, bool exact,
+                 PreallocMode prealloc, BdrvRequestFlags flags, Error **errp);
+
+/* bsst-read.c */
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_preadv_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                    QEMUIOVector *qiov, size_t qiov_offset,
+                    BdrvRequestFlags flags);
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_block_status(BlockDriverState *bs, bool want_zero, int64_t offset,
+                     int64_t bytes, int64_t *pnum, int64_t *map,
+                     BlockDriverState **file);
+
+/*
+ * Find the pages behind @n blocks of memory from @qiov_offset on: page[i] is
+ * the i-th block's memory if that is one whole, aligned page, else NULL.
+ */
+void bsst_qiov_pages(QEMUIOVector *qiov, size_t qiov_offset, void **page,
+                     unsigned n);
+
+#endif /* BSST_INT_H */

@@ -1,0 +1,648 @@
+/*
+ * bsst block driver: requests that modify the disk
+ *
+ * A write is planned block by block: what is in memory goes to the image from
+ * there; what the swapper still has in a buffer goes from the buffer; and for
+ * a page that is swapped out nothing is moved at all: when everything else has
+ * been written, the block is indirected to the page's slot.
+ *
+ * With the swapper's property tesseract=off nothing is intercepted: absent
+ * pages are brought in one by one first, as a kernel would do it.  That is the
+ * baseline for measurements.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "block/aio_task.h"
+#include "block/block_int.h"
+#include "bsst-int.h"
+#include "qapi/error.h"
+#include "qemu/memalign.h"
+#include "qemu/timer.h"
+#include "trace.h"
+
+/* Requests of up to this many blocks need no memory allocation. */
+#define BSST_STACK_BLOCKS 256
+
+static const uint8_t zero_page[BSST_PAGE_SIZE]
+    QEMU_ALIGNED(BSST_PAGE_SIZE);
+
+/* One write request.  "Whole blocks" are those that it covers completely. */
+typedef struct BsstWrite {
+    BlockDriverState *bs;
+    BsstPager *pager;           /* a reference, or NULL */
+    int64_t offset;
+    int64_t bytes;
+    QEMUIOVector *qiov;
+    size_t qiov_offset;
+    BdrvRequestFlags flags;
+    int64_t start_ns;
+
+    /* Of whole block first + i: its page or NULL, and where the data are */
+    uint64_t first;
+    unsigned n;
+    void **page;
+    BsstPageClaim *claim;
+
+    /* How many of the claims are of these kinds */
+    unsigned slots;
+    unsigned buffers;
+    unsigned zeroes;
+    unsigned loaded;            /* absent, but brought in */
+} BsstWrite;
+
+static bool bsst_write_is_slot(const BsstWrite *w, uint64_t block)
+{
+    return block >= w->first && block - w->first < w->n &&
+           w->claim[block - w->first].kind == BSST_PAGE_SLOT;
+}
+
+/* The part of the request's memory that is written to @offset. */
+static size_t bsst_write_qiov_offset(const BsstWrite *w, int64_t offset)
+{
+    return w->qiov_offset + (offset - w->offset);
+}
+
+/* Call @fn for each maximal run of whole blocks that have a page. */
+static void bsst_write_foreach_run(BsstWrite *w,
+                                   void (*fn)(BsstWrite *, unsigned, unsigned))
+{
+    unsigned i, end;
+
+    for (i = 0; i < w->n; i = end + 1) {
+        end = i;
+        while (end < w->n && w->page[end]) {
+            end++;
+        }
+        if (end > i) {
+            fn(w, i, end - i);
+        }
+    }
+}
+
+static void bsst_write_claim_run(BsstWrite *w, unsigned i, unsigned n)
+{
+    w->pager->ops->claim(w->pager, w->page + i, w->claim + i, n);
+}
+
+static void bsst_write_release_run(BsstWrite *w, unsigned i, unsigned n)
+{
+    w->pager->ops->release(w->pager, w->claim + i, n);
+}
+
+/* The baseline: touch absent pages in order; each waits for the swapper. */
+static void bsst_write_load_run(BsstWrite *w, unsigned i, unsigned n)
+{
+    bool absent[64];
+    unsigned k;
+
+    for (; n; i += k, n -= k) {
+        unsigned batch = MIN(n, ARRAY_SIZE(absent));
+
+        w->pager->ops->absent(w->pager, w->page + i, absent, batch);
+        for (k = 0; k < batch; k++) {
+            if (absent[k]) {
+                (void)qatomic_read((uint8_t *)w->page[i + k]);
+                w->loaded++;
+            }
+        }
+    }
+}
+
+static void bsst_write_count(BsstWrite *w)
+{
+    unsigned i;
+
+    for (i = 0; i < w->n; i++) {
+        switch (w->claim[i].kind) {
+        case BSST_PAGE_PRESENT:
+            break;
+        case BSST_PAGE_SLOT:
+            w->slots++;
+            break;
+        case BSST_PAGE_BUFFER:
+            w->buffers++;
+            break;
+        case BSST_PAGE_ZERO:
+            w->zeroes++;
+            break;
+        }
+    }
+}
+
+/*
+ * For tests without a swapper: put a pseudo-random half of the whole blocks
+ * into the store, as if their pages had been swapped out.
+ */
+static int coroutine_fn bsst_write_test_indirect(BsstWrite *w)
+{
+    BDRVBsstState *s = w->bs->opaque;
+    void *buf = NULL;
+    int ret = 0;
+    unsigned i;
+
+    for (i = 0; i < w->n && ret == 0; i++) {
+        int64_t offset = bsst_block_offset(w->first + i);
+        uint64_t hash = (w->first + i + s->test_seed) * 0x9e3779b97f4a7c15ULL;
+        BsstPageClaim *claim = &w->claim[i];
+
+        if ((hash >> 63) || !bsst_slot_alloc(s->store, 1, &claim->slot)) {
+            continue;
+        }
+        claim->kind = BSST_PAGE_SLOT;
+        buf = buf ?: bsst_store_buffer(s->store, BSST_PAGE_SIZE);
+        if (!buf) {
+            ret = -ENOMEM;
+            break;
+        }
+        qemu_iovec_to_buf(w->qiov, bsst_write_qiov_offset(w, offset), buf,
+                          BSST_PAGE_SIZE);
+        ret = bsst_store_co_write(s->store, claim->slot, 1, buf);
+    }
+    qemu_vfree(buf);
+    return ret;
+}
+
+/* Give the claimed slots back; the pages are written from memory instead. */
+static void bsst_write_drop_slots(BsstWrite *w)
+{
+    BDRVBsstState *s = w->bs->opaque;
+    unsigned i;
+
+    for (i = 0; i < w->n; i++) {
+        if (w->claim[i].kind == BSST_PAGE_SLOT) {
+            bsst_slot_unref(s->store, &w->claim[i].slot, 1);
+            w->claim[i].kind = BSST_PAGE_PRESENT;
+        }
+    }
+    w->slots = 0;
+}
+
+/*
+ * Find out for each whole block where its data are.  Afterwards each claim of
+ * kind SLOT owns a slot reference, and there are none unless the image is
+ * guarded (B6).
+ */
+static void coroutine_fn GRAPH_RDLOCK bsst_write_plan(BsstWrite *w)
+{
+    BDRVBsstState *s = w->bs->opaque;
+    unsigned i;
+    int ret;
+
+    for (i = 0; i < w->n; i++) {
+        w->claim[i].kind = BSST_PAGE_PRESENT;
+    }
+
+    if (w->pager) {
+        int64_t offset = bsst_block_offset(w->first);
+
+        bsst_qiov_pages(w->qiov, bsst_write_qiov_offset(w, offset), w->page,
+                        w->n);
+        if (!qatomic_read(&w->pager->tesseract)) {
+            bsst_write_foreach_run(w, bsst_write_load_run);
+            trace_bsst_baseline_load(w->bs, w->offset, w->bytes, w->loaded);
+            return;
+        }
+        bsst_write_foreach_run(w, bsst_write_claim_run);
+    } else if (s->test_seed) {
+        ret = bsst_write_test_indirect(w);
+        if (ret < 0) {
+            bsst_write_drop_slots(w);
+        }
+    }
+
+    bsst_write_count(w);
+    if (w->slots && bsst_co_guard(w->bs) < 0) {
+        w->loaded = w->slots;
+        bsst_write_drop_slots(w);
+    }
+    trace_bsst_write(w->bs, w->offset, w->bytes, w->slots, w->buffers,
+                     w->zeroes);
+}
+
+/* Append what is written to [offset, offset + bytes) to @qiov. */
+static void bsst_write_compose(BsstWrite *w, QEMUIOVector *qiov,
+                               int64_t offset, int64_t bytes)
+{
+    int64_t end = offset + bytes;
+
+    while (offset < end) {
+        uint64_t block = bsst_block_down(offset);
+        int64_t next = MIN(bsst_block_offset(block + 1), end);
+        const BsstPageClaim *claim = NULL;
+
+        if (block >= w->first && block - w->first < w->n) {
+            claim = &w->claim[block - w->first];
+        }
+        if (claim && claim->kind == BSST_PAGE_BUFFER) {
+            qemu_iovec_add(qiov, (void *)claim->buf, next - offset);
+        } else if (claim && claim->kind == BSST_PAGE_ZERO) {
+            qemu_iovec_add(qiov, (void *)zero_page, next - offset);
+        } else {
+            qemu_iovec_concat(qiov, w->qiov, bsst_write_qiov_offset(w, offset),
+                              next - offset);
+        }
+        offset = next;
+    }
+}
+
+/* Composing split the memory into more pieces than the host takes: copy it. */
+static int bsst_write_linearize(BlockDriverState *bs, QEMUIOVector *qiov,
+                                void **buf)
+{
+    size_t bytes = qiov->size;
+
+    *buf = qemu_try_blockalign(bs->file->bs, bytes);
+    if (!*buf) {
+        return -ENOMEM;
+    }
+    qemu_iovec_to_buf(qiov, 0, *buf, bytes);
+    qemu_iovec_reset(qiov);
+    qemu_iovec_add(qiov, *buf, bytes);
+    return 0;
+}
+
+/* Write [offset, offset + bytes), which has no SLOT block, to the image. */
+static int coroutine_fn GRAPH_RDLOCK
+bsst_write_run(BsstWrite *w, int64_t offset, int64_t bytes)
+{
+    QEMUIOVector qiov;
+    int ret;
+
+    void *buf = NULL;
+
+    if (!w->buffers && !w->zeroes) {
+        return bdrv_co_pwritev_part(w->bs->file, offset, bytes, w->qiov,
+                                    bsst_write_qiov_offset(w, offset),
+                                    w->flags);
+    }
+
+    qemu_iovec_init(&qiov, bsst_block_up(bytes) + 1);
+    bsst_write_compose(w, &qiov, offset, bytes);
+    if (qiov.niov > IOV_MAX) {
+        ret = bsst_write_linearize(w->bs, &qiov, &buf);
+        if (ret < 0) {
+            goto out;
+        }
+    }
+    ret = bdrv_co_pwritev(w->bs->file, offset, bytes, &qiov,
+                          w->flags & ~BDRV_REQ_REGISTERED_BUF);
+out:
+    qemu_vfree(buf);
+    qemu_iovec_destroy(&qiov);
+    return ret;
+}
+
+typedef struct BsstWriteTask {
+    AioTask task;
+    BsstWrite *w;
+    int64_t offset;
+    int64_t bytes;
+} BsstWriteTask;
+
+/* Its creator holds the graph lock until all tasks have ended. */
+static int coroutine_fn GRAPH_RDLOCK bsst_write_task(AioTask *task)
+{
+    BsstWriteTask *t = container_of(task, BsstWriteTask, task);
+
+    return bsst_write_run(t->w, t->offset, t->bytes);
+}
+
+/* Find the next run of blocks that are no SLOT; false if there is none. */
+static bool bsst_write_next_run(BsstWrite *w, int64_t *offset, int64_t *bytes)
+{
+    int64_t end = w->offset + w->bytes;
+    int64_t pos = *offset;
+
+    while (pos < end && bsst_write_is_slot(w, bsst_block_down(pos))) {
+        pos = bsst_block_offset(bsst_block_down(pos) + 1);
+    }
+    *offset = pos;
+    while (pos < end && !bsst_write_is_slot(w, bsst_block_down(pos))) {
+        pos = MIN(bsst_block_offset(bsst_block_down(pos) + 1), end);
+    }
+    *bytes = pos - *offset;
+    return *bytes > 0;
+}
+
+/* Write everything that is not a SLOT. */
+static int coroutine_fn GRAPH_RDLOCK bsst_write_image(BsstWrite *w)
+{
+    int64_t offset = w->offset, bytes;
+    AioTaskPool *pool;
+    int ret;
+
+    if (!w->slots) {
+        return bsst_write_run(w, w->offset, w->bytes);
+    }
+    if (w->slots == w->n && w->bytes == (int64_t)w->n * BSST_PAGE_SIZE) {
+        return 0;
+    }
+
+    pool = aio_task_pool_new(BSST_PARALLEL);
+    while (aio_task_pool_status(pool) == 0 &&
+           bsst_write_next_run(w, &offset, &bytes)) {
+        BsstWriteTask *t = g_new(BsstWriteTask, 1);
+
+        *t = (BsstWriteTask) {
+            .task.func = bsst_write_task,
+            .w = w,
+            .offset = offset,
+            .bytes = bytes,
+        };
+        aio_task_pool_start_task(pool, &t->task);
+        offset += bytes;
+    }
+    aio_task_pool_wait_all(pool);
+    ret = aio_task_pool_status(pool);
+    aio_task_pool_free(pool);
+    return ret;
+}
+
+/* B3: all parts have been written.  The map takes over the slots. */
+static void coroutine_fn bsst_write_commit(BsstWrite *w)
+{
+    BDRVBsstState *s = w->bs->opaque;
+    BsstSlot slot[BSST_CHUNK_BLOCKS];
+    unsigned i, k;
+
+    if (!w->slots && !qatomic_read(&s->map_count)) {
+        return;
+    }
+    for (i = 0; i < w->n; i += k) {
+        unsigned chunk = MIN(w->n - i, BSST_CHUNK_BLOCKS);
+
+        for (k = 0; k < chunk; k++) {
+            BsstPageClaim *claim = &w->claim[i + k];
+
+            slot[k] = claim->kind == BSST_PAGE_SLOT ? claim->slot
+                                                    : BSST_SLOT_NONE;
+        }
+        bsst_map_update(w->bs, w->first + i, slot, chunk);
+    }
+}
+
+/* Tell the swapper which swapped-out pages are on disk now. */
+static void bsst_write_notify(BsstWrite *w)
+{
+    unsigned i, k = 0;
+
+    for (i = 0; i < w->n; i++) {
+        if (w->claim[i].kind == BSST_PAGE_SLOT) {
+            w->page[k++] = w->page[i];
+        }
+    }
+    if (k) {
+        w->pager->ops->written(w->pager, w->page, k);
+    }
+}
+
+static void bsst_write_account(BsstWrite *w)
+{
+    BDRVBsstState *s = w->bs->opaque;
+
+    stat64_add(&s->double_paged_pages, w->slots);
+    stat64_add(&s->avoided_bytes, 2ULL * w->slots * BSST_PAGE_SIZE);
+    stat64_add(&s->buffered_pages, w->buffers);
+    stat64_add(&s->zero_pages, w->zeroes);
+    stat64_add(&s->loaded_pages, w->loaded);
+    stat64_add(&s->moved_bytes, 2ULL * w->loaded * BSST_PAGE_SIZE);
+}
+
+/* After the last child request: B3, then give everything back. */
+static void coroutine_fn bsst_write_finish(BsstWrite *w, int ret)
+{
+    if (ret < 0) {
+        bsst_write_drop_slots(w);
+    } else {
+        bsst_write_commit(w);
+    }
+    if (!w->pager) {
+        return;
+    }
+    if (w->slots || w->buffers || w->zeroes) {
+        bsst_write_foreach_run(w, bsst_write_release_run);
+    }
+    if (w->slots) {
+        bsst_write_notify(w);
+    }
+    if (ret == 0) {
+        bsst_write_account(w);
+    }
+}
+
+/* Copy up what the request covers partly: its first and its last block. */
+static int coroutine_fn GRAPH_RDLOCK
+bsst_co_copy_up_ends(BlockDriverState *bs, int64_t offset, int64_t bytes)
+{
+    int64_t end = offset + bytes;
+    int ret = 0;
+
+    if (!QEMU_IS_ALIGNED(offset, BSST_PAGE_SIZE)) {
+        ret = bsst_co_copy_up(bs, bsst_block_down(offset));
+    }
+    if (ret == 0 && !QEMU_IS_ALIGNED(end, BSST_PAGE_SIZE)) {
+        ret = bsst_co_copy_up(bs, bsst_block_down(end));
+    }
+    return ret;
+}
+
+/* The request @w is tracked. */
+static int coroutine_fn GRAPH_RDLOCK bsst_write_tracked(BsstWrite *w)
+{
+    BDRVBsstState *s = w->bs->opaque;
+    bool had_absent, all_slots;
+    int64_t prepared_ns = 0, written_ns;
+    int ret;
+
+    ret = bsst_co_copy_up_ends(w->bs, w->offset, w->bytes);
+    if (ret < 0) {
+        return ret;
+    }
+
+    bsst_write_plan(w);
+    had_absent = w->slots || w->buffers || w->zeroes || w->loaded;
+    all_slots = w->slots && w->slots == w->n &&
+                w->bytes == (int64_t)w->n * BSST_PAGE_SIZE;
+    if (had_absent && w->start_ns && !all_slots) {
+        prepared_ns = get_clock();
+        bsst_latency_add(&s->write_prepare, prepared_ns - w->start_ns);
+    }
+
+    ret = bsst_write_image(w);
+    written_ns = prepared_ns ? get_clock() : 0;
+    bsst_write_finish(w, ret);
+    trace_bsst_write_done(w->bs, w->offset, w->bytes, ret);
+
+    if (prepared_ns) {
+        bsst_latency_add(&s->write_completion, get_clock() - written_ns);
+    } else if (had_absent && w->start_ns) {
+        bsst_latency_add(&s->write_prepare, get_clock() - w->start_ns);
+        bsst_latency_add(&s->write_completion, 0);
+    }
+    return ret;
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+bsst_co_pwritev_tracked(BlockDriverState *bs, BsstPager *pager, int64_t offset,
+                        int64_t bytes, QEMUIOVector *qiov, size_t qiov_offset,
+                        BdrvRequestFlags flags)
+{
+    BDRVBsstState *s = bs->opaque;
+    uint64_t first = bsst_block_up(offset);
+    uint64_t end = bsst_block_down(offset + bytes);
+    void *stack_page[BSST_STACK_BLOCKS];
+    BsstPageClaim stack_claim[BSST_STACK_BLOCKS];
+    g_autofree void **heap_page = NULL;
+    g_autofree BsstPageClaim *heap_claim = NULL;
+    BlockReq req;
+    BsstWrite w = {
+        .bs = bs,
+        .pager = pager,
+        .offset = offset,
+        .bytes = bytes,
+        .qiov = qiov,
+        .qiov_offset = qiov_offset,
+        .flags = flags,
+        .start_ns = pager ? get_clock() : 0,
+        .first = first,
+        .n = end > first ? end - first : 0,
+        .page = stack_page,
+        .claim = stack_claim,
+    };
+    int ret;
+
+    if (w.n > BSST_STACK_BLOCKS) {
+        w.page = heap_page = g_new(void *, w.n);
+        w.claim = heap_claim = g_new(BsstPageClaim, w.n);
+    }
+
+    bsst_track_begin(s, &req, offset, bytes);
+    ret = bsst_write_tracked(&w);
+    bsst_track_end(s, &req);
+    return ret;
+}
+
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_pwritev_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                     QEMUIOVector *qiov, size_t qiov_offset,
+                     BdrvRequestFlags flags)
+{
+    BDRVBsstState *s = bs->opaque;
+    BsstPager *pager = bsst_store_get_pager(s->store);
+    int ret;
+
+    if (!pager && bsst_direct_begin(s)) {
+        ret = bdrv_co_pwritev_part(bs->file, offset, bytes, qiov, qiov_offset,
+                                   flags);
+        bsst_direct_end(s);
+        return ret;
+    }
+
+    ret = bsst_co_pwritev_tracked(bs, pager, offset, bytes, qiov, qiov_offset,
+                                  flags);
+    if (pager) {
+        bsst_pager_unref(pager);
+    }
+    return ret;
+}
+
+/* Tracked requests wait for direct ones: no mix of them while we are busy. */
+static bool bsst_is_armed(BDRVBsstState *s)
+{
+    BsstPager *pager = bsst_store_get_pager(s->store);
+
+    if (pager) {
+        bsst_pager_unref(pager);
+    }
+    return pager;
+}
+
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_pwrite_zeroes(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                      BdrvRequestFlags flags)
+{
+    BDRVBsstState *s = bs->opaque;
+    BlockReq req;
+    int ret;
+
+    if (!bsst_is_armed(s) && bsst_direct_begin(s)) {
+        ret = bdrv_co_pwrite_zeroes(bs->file, offset, bytes, flags);
+        bsst_direct_end(s);
+        return ret;
+    }
+
+    bsst_track_begin(s, &req, offset, bytes);
+    ret = bsst_co_copy_up_ends(bs, offset, bytes);
+    if (ret == 0) {
+        ret = bdrv_co_pwrite_zeroes(bs->file, offset, bytes, flags);
+    }
+    if (ret == 0) {
+        bsst_map_remove(bs, bsst_block_up(offset),
+                        bsst_block_down(offset + bytes), BSST_REMOVE_DISCARD);
+    }
+    bsst_track_end(s, &req);
+    return ret;
+}
+
+/*
+ * Blocks that are covered partly keep their indirection: a discard need not
+ * discard everything.
+ */
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_pdiscard(BlockDriverState *bs, int64_t offset, int64_t bytes)
+{
+    BDRVBsstState *s = bs->opaque;
+    BlockReq req;
+    int ret;
+
+    if (!bsst_is_armed(s) && bsst_direct_begin(s)) {
+        ret = bdrv_co_pdiscard(bs->file, offset, bytes);
+        bsst_direct_end(s);
+        return ret;
+    }
+
+    bsst_track_begin(s, &req, offset, bytes);
+    ret = bdrv_co_pdiscard(bs->file, offset, bytes);
+    if (ret == 0) {
+        bsst_map_remove(bs, bsst_block_up(offset),
+                        bsst_block_down(offset + bytes), BSST_REMOVE_DISCARD);
+    }
+    bsst_track_end(s, &req);
+    return ret;
+}
+
+/*
+ * The block that the new end cuts is copied out first (B5), so that what
+ * remains of it is in the image, and what comes after it is the image's
+ * business should it grow again.
+ */
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_truncate(BlockDriverState *bs, int64_t offset, bool exact,
+                 PreallocMode prealloc, BdrvRequestFlags flags, Error **errp)
+{
+    BDRVBsstState *s = bs->opaque;
+    int64_t start = QEMU_ALIGN_DOWN(offset, BSST_PAGE_SIZE);
+    BlockReq req;
+    int ret = 0;
+
+    bsst_track_begin(s, &req, start, INT64_MAX - start);
+    if (start < offset) {
+        ret = bsst_co_copy_up(bs, bsst_block_down(offset));
+        if (ret < 0) {
+            error_setg_errno(errp, -ret, "Could not copy the last block from "
+                             "the block-swap store");
+        }
+    }
+    if (ret == 0) {
+        ret = bdrv_co_truncate(bs->file, offset, exact, prealloc, flags, errp);
+    }
+    if (ret == 0) {
+        bsst_map_remove(bs, bsst_block_up(offset), UINT64_MAX,
+                        BSST_REMOVE_TRUNCATE);
+    }
+    bsst_track_end(s, &req);
+    return ret;
+}

@@ -1,0 +1,562 @@
+/*
+ * bsst block driver: a guest disk some of whose blocks are in the block-swap
+ * store
+ *
+ * When the guest writes a page to disk that the host has swapped out, the page
+ * is not brought in and written: the disk block becomes an indirection to the
+ * slot of the store that already holds the content.  bsst-int.h has the
+ * invariants.
+ *
+ * The node's data differ from its child's, so it is not a filter, and nobody
+ * else may use the child.  What the block layer forwards for filters is
+ * forwarded here by hand; what must not be forwarded (internal snapshots,
+ * copy offloading, compressed writes, FUA) is absent on purpose.  The store is
+ * no child: that would tie its AioContext to ours.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "block/block_int.h"
+#include "bsst-int.h"
+#include "block/qdict.h"
+#include "bsst/bsst.h"
+#include "bsst/qcow2-guard.h"
+#include "migration/blocker.h"
+#include "qapi/error.h"
+#include "qapi/qapi-types-block-core.h"
+#include "qapi/util.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "qemu/module.h"
+#include "qemu/option.h"
+#include "qemu/units.h"
+#include "qobject/qdict.h"
+#include "trace.h"
+
+static QemuOptsList bsst_runtime_opts = {
+    .name = "bsst",
+    .head = QTAILQ_HEAD_INITIALIZER(bsst_runtime_opts.head),
+    .desc = {
+        {
+            .name = "aio",
+            .type = QEMU_OPT_STRING,
+            .help = "how the store's own I/O is done",
+        }, {
+            .name = "raw-image",
+            .type = QEMU_OPT_STRING,
+            .help = "images without a guard (refuse, allow)",
+        }, {
+            .name = "x-test-indirect",
+            .type = QEMU_OPT_NUMBER,
+            .help = "for tests: seed of the blocks that go to the store",
+        },
+        { /* end of list */ }
+    },
+};
+
+/* What the user asked for. */
+typedef struct BsstOptions {
+    BlockdevAioOptions aio;
+    BsstRawImage raw_image;
+    uint64_t test_seed;
+} BsstOptions;
+
+/* Take our options, without the store, out of @options. */
+static bool bsst_parse_options(BsstOptions *o, QDict *options, Error **errp)
+{
+    ERRP_GUARD();
+    QemuOpts *opts = qemu_opts_create(&bsst_runtime_opts, NULL, 0,
+                                      &error_abort);
+
+    if (qemu_opts_absorb_qdict(opts, options, errp)) {
+#ifdef CONFIG_LINUX_IO_URING
+        o->aio = BLOCKDEV_AIO_OPTIONS_IO_URING;
+#else
+        o->aio = BLOCKDEV_AIO_OPTIONS_THREADS;
+#endif
+        o->aio = qapi_enum_parse(&BlockdevAioOptions_lookup,
+                                 qemu_opt_get(opts, "aio"), o->aio, errp);
+    }
+    if (!*errp) {
+        o->raw_image = qapi_enum_parse(&BsstRawImage_lookup,
+                                       qemu_opt_get(opts, "raw-image"),
+                                       BSST_RAW_IMAGE_REFUSE, errp);
+        o->test_seed = qemu_opt_get_number(opts, "x-test-indirect", 0);
+    }
+    qemu_opts_del(opts);
+    return !*errp;
+}
+
+/*
+ * Open the store: a node that exists (store=NAME), or one that is opened for
+ * us only (store.driver=...), as tools need it that have no -blockdev.
+ */
+static BsstStore *bsst_open_store(BlockDriverState *bs, QDict *options,
+                                  BlockdevAioOptions aio, Error **errp)
+{
+    g_autofree char *name = g_strdup(qdict_get_try_str(options, "store"));
+    const int flags = BDRV_O_RDWR | BDRV_O_CACHE_MASK;
+    QDict *store_options;
+    BlockDriverState *node;
+    BsstStore *store;
+
+    qdict_del(options, "store");
+    qdict_extract_subqdict(options, &store_options, "store.");
+    if (!name && !qdict_size(store_options)) {
+        error_setg(errp, "Parameter 'store' is missing");
+        qobject_unref(store_options);
+        return NULL;
+    }
+    if (!qdict_size(store_options)) {
+        qobject_unref(store_options);
+        store_options = NULL;
+    }
+    node = bdrv_open(NULL, name, store_options, bs->open_flags & flags, errp);
+    if (!node) {
+        error_prepend(errp, "Could not open the block-swap store: ");
+        return NULL;
+    }
+    store = bsst_store_open(bdrv_get_node_name(node), aio, errp);
+    bdrv_unref(node);
+    return store;
+}
+
+/* The inode of the file that a protocol node has open. */
+static bool bsst_stat_node(BlockDriverState *bs, struct stat *st)
+{
+    const char *name = bs->exact_filename;
+    int fd, ret;
+
+    if (!name[0]) {
+        return false;
+    }
+    strstart(name, "file:", &name);
+    if (!strstart(name, "/dev/fdset/", NULL)) {
+        return stat(name, st) == 0;
+    }
+    fd = qemu_open(name, O_RDONLY, NULL);
+    if (fd < 0) {
+        return false;
+    }
+    ret = fstat(fd, st);
+    qemu_close(fd);
+    return ret == 0;
+}
+
+/* Refuse an image one of whose files, backing files included, is the store. */
+static bool GRAPH_RDLOCK bsst_check_inode(BlockDriverState *bs,
+                                          BsstStore *store, Error **errp)
+{
+    BdrvChild *child;
+    struct stat st;
+
+    if (QLIST_EMPTY(&bs->children) && bsst_stat_node(bs, &st) &&
+        bsst_store_is_inode(store, st.st_dev, st.st_ino)) {
+        error_setg(errp, "'%s' is the block-swap store itself",
+                   bs->exact_filename);
+        error_append_hint(errp, "A store and a guest disk need a file each.\n");
+        return false;
+    }
+    QLIST_FOREACH(child, &bs->children, next) {
+        if (!bsst_check_inode(child->bs, store, errp)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Find out what @image can carry, and whether it is another store's. */
+static bool GRAPH_RDLOCK bsst_check_guard(BDRVBsstState *s,
+                                          BlockDriverState *image,
+                                          BsstRawImage raw, Error **errp)
+{
+    ERRP_GUARD();
+    g_autofree char *theirs = NULL;
+    g_autofree char *ours = NULL;
+    QemuUUID uuid;
+
+    if (!qcow2_can_bsst_guard(image, errp)) {
+        if (raw != BSST_RAW_IMAGE_ALLOW || image->drv == &bdrv_qcow2) {
+            if (image->drv != &bdrv_qcow2) {
+                error_append_hint(errp, "Use a qcow2 image, or "
+                                  "raw-image=allow if nobody else will open "
+                                  "this one before it was closed cleanly.\n");
+            }
+            return false;
+        }
+        error_free(*errp);
+        *errp = NULL;
+        return true;
+    }
+
+    s->can_guard = true;
+    s->guarded = qcow2_get_bsst_guard(image, &uuid);
+    if (!s->guarded || qemu_uuid_is_equal(&uuid, bsst_store_uuid(s->store))) {
+        return true;
+    }
+    theirs = qemu_uuid_unparse_strdup(&uuid);
+    ours = qemu_uuid_unparse_strdup(bsst_store_uuid(s->store));
+    error_setg(errp, "Image '%s' is guarded by the block-swap store %s, but "
+               "node '%s' is the store %s", image->filename, theirs,
+               bsst_store_node_name(s->store), ours);
+    error_append_hint(errp, "Open it together with its own store.\n");
+    return false;
+}
+
+static int bsst_open_image(BlockDriverState *bs, BsstRawImage raw_image,
+                           Error **errp)
+{
+    BDRVBsstState *s = bs->opaque;
+    BlockDriverState *image;
+
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+
+    if (!bdrv_is_read_only(bs) && bdrv_is_read_only(bs->file->bs)) {
+        error_setg(errp, "Image '%s' is read-only",
+                   bs->file->bs->filename);
+        error_append_hint(errp, "Add read-only=on to the bsst node.\n");
+        return -EACCES;
+    }
+    image = bdrv_skip_filters(bs->file->bs);
+    bdrv_refresh_filename(image);
+    if (!bsst_check_inode(image, s->store, errp) ||
+        !bsst_check_guard(s, image, raw_image, errp)) {
+        return -EINVAL;
+    }
+
+    bs->total_sectors = bs->file->bs->total_sectors;
+    bs->supported_write_flags = BDRV_REQ_WRITE_UNCHANGED;
+    bs->supported_zero_flags = BDRV_REQ_WRITE_UNCHANGED |
+        ((BDRV_REQ_MAY_UNMAP | BDRV_REQ_NO_FALLBACK) &
+         bs->file->bs->supported_zero_flags);
+    bs->supported_truncate_flags = bs->file->bs->supported_truncate_flags &
+                                   BDRV_REQ_ZERO_WRITE;
+    return 0;
+}
+
+static int bsst_block_migration(BlockDriverState *bs, Error **errp)
+{
+    BDRVBsstState *s = bs->opaque;
+
+    if (bs->open_flags & BDRV_O_INACTIVE) {
+        error_setg(errp, "The bsst driver does not support incoming "
+                   "migration");
+        return -ENOTSUP;
+    }
+    error_setg(&s->migration_blocker, "The bsst driver used by node '%s' does "
+               "not support live migration", bdrv_get_node_name(bs));
+    return migrate_add_blocker_normal(&s->migration_blocker, errp);
+}
+
+static void bsst_free(BDRVBsstState *s)
+{
+    migrate_del_blocker(&s->migration_blocker);
+    indirect_map_free(s->map);
+    bsst_store_unref(s->store);
+}
+
+static int bsst_open(BlockDriverState *bs, QDict *options, int flags,
+                     Error **errp)
+{
+    BDRVBsstState *s = bs->opaque;
+    BsstOptions o = { 0 };
+    int ret;
+
+    if (!bsst_parse_options(&o, options, errp)) {
+        return -EINVAL;
+    }
+    if (!bdrv_open_child(NULL, options, "file", bs, &child_of_bds,
+                         BDRV_CHILD_DATA | BDRV_CHILD_PRIMARY, false, errp)) {
+        return -EINVAL;
+    }
+    s->store = bsst_open_store(bs, options, o.aio, errp);
+    if (!s->store) {
+        return -EINVAL;
+    }
+
+    qemu_co_mutex_init(&s->lock);
+    qemu_co_mutex_init(&s->guard_lock);
+    qemu_co_queue_init(&s->no_direct);
+    QLIST_INIT(&s->reqs);
+    s->map = indirect_map_new();
+    s->test_seed = o.test_seed;
+
+    ret = bsst_block_migration(bs, errp);
+    if (ret == 0) {
+        ret = bsst_open_image(bs, o.raw_image, errp);
+    }
+    if (ret < 0) {
+        bsst_free(s);
+        return ret;
+    }
+    trace_bsst_open(bs, bsst_store_node_name(s->store), s->can_guard,
+                    s->guarded);
+    return 0;
+}
+
+static void bsst_report_loss(BlockDriverState *bs, int ret)
+{
+    BDRVBsstState *s = bs->opaque;
+    size_t lost = qatomic_read(&s->map_count);
+
+    if (lost) {
+        error_report("bsst: %zu KiB that were written to '%s' since its last "
+                     "flush could not be copied from the block-swap store and "
+                     "are lost: %s", lost * (BSST_PAGE_SIZE / KiB),
+                     bs->file->bs->filename, strerror(-ret));
+    } else {
+        error_report("bsst: '%s' is complete, but its guard could not be "
+                     "taken away: %s", bs->file->bs->filename,
+                     strerror(-ret));
+    }
+    if (s->can_guard) {
+        error_printf("Remove the cause, then open the image once more with "
+                     "its store (bsst=on) and close it: this takes the guard "
+                     "away.\n");
+    }
+}
+
+static void bsst_drop_all_slots(BDRVBsstState *s)
+{
+    uint64_t block = 0;
+    BsstSlot slot;
+
+    while (indirect_map_next(s->map, block, &block, &slot)) {
+        bsst_slot_unref(s->store, &slot, 1);
+        block++;
+    }
+}
+
+static void bsst_close(BlockDriverState *bs)
+{
+    BDRVBsstState *s = bs->opaque;
+    int ret = 0;
+
+    assert(QLIST_EMPTY(&s->reqs) && !s->direct && !s->tracked);
+    if (!bdrv_is_read_only(bs) && !(bs->open_flags & BDRV_O_INACTIVE)) {
+        ret = bsst_settle(bs);
+    }
+    trace_bsst_close(bs, s->map_count, ret);
+    if (ret < 0) {
+        bsst_report_loss(bs, ret);
+    }
+    bsst_drop_all_slots(s);
+    bsst_free(s);
+}
+
+/*
+ * Nobody else may use the image while blocks of it are in the store, and the
+ * drain at close needs to write although no parent does any more (B6).
+ * Before we have parents we take nothing: bdrv_insert_node() opens us below
+ * those who still use the image.
+ */
+static void GRAPH_RDLOCK
+bsst_child_perm(BlockDriverState *bs, BdrvChild *c, BdrvChildRole role,
+                BlockReopenQueue *reopen_queue,
+                uint64_t perm, uint64_t shared,
+                uint64_t *nperm, uint64_t *nshared)
+{
+    BDRVBsstState *s = bs->opaque;
+
+    bdrv_default_perms(bs, c, role, reopen_queue, perm, shared, nperm,
+                       nshared);
+    if (bs->open_flags & BDRV_O_INACTIVE) {
+        return;
+    }
+    if (QLIST_EMPTY(&bs->parents) && !qatomic_read(&s->map_count)) {
+        return;
+    }
+    if (qatomic_read(&s->map_count)) {
+        *nperm |= BLK_PERM_WRITE;
+    }
+    *nshared &= ~(BLK_PERM_WRITE | BLK_PERM_RESIZE |
+                  BLK_PERM_CONSISTENT_READ);
+}
+
+static int bsst_reopen_prepare(BDRVReopenState *state,
+                               BlockReopenQueue *queue, Error **errp)
+{
+    int ret;
+
+    /* The block layer refuses changes of options that we leave alone. */
+    if ((state->flags & BDRV_O_RDWR) || bdrv_is_read_only(state->bs)) {
+        return 0;
+    }
+    ret = bsst_settle(state->bs);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "Could not copy the blocks that are in "
+                         "the block-swap store");
+    }
+    return ret;
+}
+
+static int GRAPH_RDLOCK bsst_inactivate(BlockDriverState *bs)
+{
+    return bdrv_is_read_only(bs) ? 0 : bsst_settle(bs);
+}
+
+/* The image may have been opened and guarded elsewhere meanwhile. */
+static void coroutine_fn GRAPH_RDLOCK
+bsst_co_invalidate_cache(BlockDriverState *bs, Error **errp)
+{
+    BDRVBsstState *s = bs->opaque;
+    QemuUUID uuid;
+
+    if (s->can_guard &&
+        qcow2_get_bsst_guard(bdrv_skip_filters(bs->file->bs), &uuid)) {
+        error_setg(errp, "Image '%s' became guarded while node '%s' was "
+                   "inactive", bs->file->bs->filename,
+                   bdrv_get_node_name(bs));
+    }
+}
+
+static int64_t coroutine_fn GRAPH_RDLOCK
+bsst_co_getlength(BlockDriverState *bs)
+{
+    return bdrv_co_getlength(bs->file->bs);
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+bsst_co_get_info(BlockDriverState *bs, BlockDriverInfo *bdi)
+{
+    return bdrv_co_get_info(bs->file->bs, bdi);
+}
+
+static int GRAPH_RDLOCK bsst_probe_blocksizes(BlockDriverState *bs,
+                                              BlockSizes *bsz)
+{
+    return bdrv_probe_blocksizes(bs->file->bs, bsz);
+}
+
+static int GRAPH_RDLOCK bsst_probe_geometry(BlockDriverState *bs,
+                                            HDGeometry *geo)
+{
+    return bdrv_probe_geometry(bs->file->bs, geo);
+}
+
+static int GRAPH_RDLOCK bsst_has_zero_init(BlockDriverState *bs)
+{
+    return bdrv_has_zero_init(bs->file->bs);
+}
+
+static void coroutine_fn GRAPH_RDLOCK
+bsst_co_eject(BlockDriverState *bs, bool eject_flag)
+{
+    bdrv_co_eject(bs->file->bs, eject_flag);
+}
+
+static void coroutine_fn GRAPH_RDLOCK
+bsst_co_lock_medium(BlockDriverState *bs, bool locked)
+{
+    bdrv_co_lock_medium(bs->file->bs, locked);
+}
+
+static void GRAPH_RDLOCK bsst_refresh_limits(BlockDriverState *bs,
+                                             Error **errp)
+{
+    /* The rest comes from the child; requests may be of any alignment. */
+    bs->bl.has_variable_length = bs->file->bs->bl.has_variable_length;
+}
+
+/* A file name cannot say which store: leave it to json:{}. */
+static void GRAPH_RDLOCK bsst_refresh_filename(BlockDriverState *bs)
+{
+    bs->exact_filename[0] = '\0';
+}
+
+static const char *const bsst_strong_runtime_opts[] = {
+    "store",
+    "store.",
+    "raw-image",
+
+    NULL
+};
+
+/* The options of a node that bsst_insert_node() makes. */
+static bool bsst_insert_options(BlockDriverState *bs, QDict *options,
+                                Error **errp)
+{
+    static const char *const known[] = {
+        "node-name", "store", "aio", "raw-image", "x-test-indirect", NULL
+    };
+    const QDictEntry *e;
+    const char *store;
+
+    for (e = qdict_first(options); e; e = qdict_next(options, e)) {
+        if (!g_strv_contains(known, qdict_entry_key(e))) {
+            error_setg(errp, "Invalid option 'bsst.%s'", qdict_entry_key(e));
+            return false;
+        }
+    }
+    if (!qdict_haskey(options, "store")) {
+        store = bsst_default_store(errp);
+        if (!store) {
+            error_prepend(errp, "bsst=on: ");
+            return false;
+        }
+        qdict_put_str(options, "store", store);
+    }
+    qdict_put_str(options, "driver", "bsst");
+    qdict_put_str(options, "file", bdrv_get_node_name(bs));
+    return true;
+}
+
+bool bsst_insert_node(BlockDriverState *bs, QDict *options, Error **errp)
+{
+    ERRP_GUARD();
+    const int flags = BDRV_O_RDWR | BDRV_O_UNMAP | BDRV_O_ALLOW_RDWR |
+                      BDRV_O_CACHE_MASK | BDRV_O_INACTIVE;
+    BlockDriverState *node;
+
+    GLOBAL_STATE_CODE();
+
+    if (!bsst_insert_options(bs, options, errp)) {
+        qobject_unref(options);
+        return false;
+    }
+    node = bdrv_insert_node(bs, options, bs->open_flags & flags, errp);
+    bdrv_unref(node);       /* the parents of @bs have theirs now */
+    return node;
+}
+
+BlockDriver bdrv_bsst = {
+    .format_name                = "bsst",
+    .instance_size              = sizeof(BDRVBsstState),
+
+    .bdrv_open                  = bsst_open,
+    .bdrv_close                 = bsst_close,
+    .bdrv_child_perm            = bsst_child_perm,
+    .bdrv_reopen_prepare        = bsst_reopen_prepare,
+    .bdrv_inactivate            = bsst_inactivate,
+    .bdrv_co_invalidate_cache   = bsst_co_invalidate_cache,
+
+    .bdrv_co_preadv_part        = bsst_co_preadv_part,
+    .bdrv_co_pwritev_part       = bsst_co_pwritev_part,
+    .bdrv_co_pwrite_zeroes      = bsst_co_pwrite_zeroes,
+    .bdrv_co_pdiscard           = bsst_co_pdiscard,
+    .bdrv_co_truncate           = bsst_co_truncate,
+    .bdrv_co_flush              = bsst_co_flush,
+    .bdrv_co_block_status       = bsst_co_block_status,
+
+    .bdrv_co_getlength          = bsst_co_getlength,
+    .bdrv_co_get_info           = bsst_co_get_info,
+    .bdrv_has_zero_init         = bsst_has_zero_init,
+    .bdrv_probe_blocksizes      = bsst_probe_blocksizes,
+    .bdrv_probe_geometry        = bsst_probe_geometry,
+    .bdrv_refresh_limits        = bsst_refresh_limits,
+    .bdrv_refresh_filename      = bsst_refresh_filename,
+    .bdrv_co_eject              = bsst_co_eject,
+    .bdrv_co_lock_medium        = bsst_co_lock_medium,
+
+    .no_snapshot_fallback       = true,
+    .strong_runtime_opts        = bsst_strong_runtime_opts,
+};
+
+static void bdrv_bsst_init(void)
+{
+    bdrv_register(&bdrv_bsst);
+}
+
+block_init(bdrv_bsst_init);

@@ -1,0 +1,127 @@
+/*
+ * qcow2: the guard of an image whose blocks may be in a block-swap store
+ *
+ * Header extension (all integers big-endian):
+ *
+ *    Byte   0 - 15:  UUID of the store
+ *          16 - 23:  generation, 0 for now
+ *
+ * It is present if and only if the incompatible feature bit is set.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "block/block-io.h"
+#include "block/block_int.h"
+#include "qcow2.h"
+#include "bsst/qcow2-guard.h"
+#include "qapi/error.h"
+#include "qemu/lockable.h"
+
+QEMU_BUILD_BUG_ON(sizeof(Qcow2BsstHeaderExt) != 24);
+
+static bool qcow2_is_bsst_guarded(BDRVQcow2State *s)
+{
+    return s->incompatible_features & QCOW2_INCOMPAT_BSST;
+}
+
+bool qcow2_can_bsst_guard(BlockDriverState *bs, Error **errp)
+{
+    BDRVQcow2State *s = bs->opaque;
+
+    if (bs->drv != &bdrv_qcow2) {
+        error_setg(errp, "Format '%s' of '%s' has no room for the guard that "
+                   "keeps others away while blocks are in the store",
+                   bs->drv ? bs->drv->format_name : "none", bs->filename);
+        return false;
+    }
+    if (s->qcow_version < 3) {
+        error_setg(errp, "'%s' is a qcow2 image of version %d, which has no "
+                   "feature bits", bs->filename, s->qcow_version);
+        error_append_hint(errp, "Upgrade it with: qemu-img amend -f qcow2 "
+                          "-o compat=1.1 %s\n", bs->filename);
+        return false;
+    }
+    return true;
+}
+
+bool qcow2_get_bsst_guard(BlockDriverState *bs, QemuUUID *uuid)
+{
+    BDRVQcow2State *s = bs->opaque;
+
+    assert(bs->drv == &bdrv_qcow2);
+    if (!qcow2_is_bsst_guarded(s)) {
+        return false;
+    }
+    memcpy(uuid->data, s->bsst_guard.uuid, sizeof(uuid->data));
+    return true;
+}
+
+static int coroutine_fn GRAPH_RDLOCK
+qcow2_co_write_bsst_guard(BlockDriverState *bs, bool set)
+{
+    BDRVQcow2State *s = bs->opaque;
+    uint64_t old_features = s->incompatible_features;
+    int ret;
+
+    if (set) {
+        s->incompatible_features |= QCOW2_INCOMPAT_BSST;
+    } else {
+        s->incompatible_features &= ~(uint64_t)QCOW2_INCOMPAT_BSST;
+    }
+    ret = qcow2_update_header(bs);
+    if (ret == 0) {
+        ret = bdrv_co_flush(bs->file->bs);
+    }
+    if (ret < 0) {
+        s->incompatible_features = old_features;
+    }
+    return ret;
+}
+
+int coroutine_fn
+qcow2_co_set_bsst_guard(BlockDriverState *bs, const QemuUUID *uuid,
+                        uint64_t generation)
+{
+    BDRVQcow2State *s = bs->opaque;
+
+    QEMU_LOCK_GUARD(&s->lock);
+    memcpy(s->bsst_guard.uuid, uuid->data, sizeof(s->bsst_guard.uuid));
+    s->bsst_guard.generation = cpu_to_be64(generation);
+    return qcow2_co_write_bsst_guard(bs, true);
+}
+
+int coroutine_fn qcow2_co_clear_bsst_guard(BlockDriverState *bs)
+{
+    BDRVQcow2State *s = bs->opaque;
+
+    QEMU_LOCK_GUARD(&s->lock);
+    return qcow2_co_write_bsst_guard(bs, false);
+}
+
+int qcow2_bsst_check_perm(BlockDriverState *bs, uint64_t perm, uint64_t shared,
+                          Error **errp)
+{
+    BDRVQcow2State *s = bs->opaque;
+    const uint64_t uses_data = BLK_PERM_CONSISTENT_READ | BLK_PERM_WRITE |
+                               BLK_PERM_WRITE_UNCHANGED | BLK_PERM_RESIZE;
+    g_autofree char *uuid = NULL;
+    QemuUUID id;
+
+    /* Only a bsst node shares no consistent read. */
+    if (!qcow2_is_bsst_guarded(s) || !(perm & uses_data) ||
+        !(shared & BLK_PERM_CONSISTENT_READ) ||
+        (bs->open_flags & BDRV_O_BSST)) {
+        return 0;
+    }
+
+    memcpy(id.data, s->bsst_guard.uuid, sizeof(id.data));
+    uuid = qemu_uuid_unparse_strdup(&id);
+    error_setg(errp, "Image '%s' is guarded: some of its blocks may be in the "
+               "block-swap store %s", bs->filename, uuid);
+    error_append_hint(errp, "Open it together with that store, through -drive "
+                      "...,bsst=on or driver=bsst,store=NODE.\n");
+    return -EPERM;
+}
