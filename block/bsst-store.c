@@ -118,18 +118,12 @@ bool bsst_store_create(const char *path, uint64_t size, Error **errp)
     bytes = ROUND_UP(size, BSST_PAGE_SIZE) + BSST_HEADER_BYTES;
 
     /* Ours before there is anything in it that others must not read. */
-    fd = qemu_open(path, O_RDWR | O_EXCL | O_CREAT, errp);
+    fd = qemu_create(path, O_RDWR | O_EXCL, 0600, errp);
     if (fd < 0) {
         return false;
     }
-    if (fchmod(fd, 0600) < 0) {
-        error_setg_errno(errp, errno, "Could not protect the store '%s'",
-                         path);
-    }
     qemu_close(fd);
-    if (!*errp) {
-        bdrv_img_create(path, "qcow2", NULL, NULL, opts, bytes, 0, true, errp);
-    }
+    bdrv_img_create(path, "qcow2", NULL, NULL, opts, bytes, 0, true, errp);
     if (*errp) {
         unlink(path);
         return false;
@@ -253,7 +247,7 @@ store_resolve(BsstStore *s, const BsstSuperblock *sb, Error **errp)
 
     for (offset = 0; offset < end; offset += n) {
         int ret = bdrv_block_status(bs, sb->slots_offset + offset,
-                                    end - offset, &n, &map, &file);
+                                    MIN(end - offset, GiB), &n, &map, &file);
         if (ret < 0) {
             error_setg_errno(errp, -ret, "Could not read the mapping of the "
                              "block-swap store '%s'", s->node_name);

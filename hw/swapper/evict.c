@@ -364,6 +364,7 @@ static void coroutine_fn write_co_entry(void *opaque)
         p->writes--;
     }
     pager_kick_writer(p);
+    pager_co_end(p);
 }
 
 /* Start a write of the oldest victims.  Returns false if there are none. */
@@ -380,7 +381,7 @@ static bool start_write(Pager *p)
         g_free(w);
         return false;
     }
-    aio_co_enter(p->writer_ctx, qemu_coroutine_create(write_co_entry, w));
+    pager_co_start(p, p->writer_ctx, write_co_entry, w);
     return true;
 }
 
@@ -550,26 +551,27 @@ static void account_limit_locked(Pager *p, uint64_t now_ns)
 static void writer_tick(void *opaque)
 {
     Pager *p = opaque;
-    bool armed = qatomic_read(&p->base.armed), releasing;
+    bool armed = qatomic_read(&p->base.armed), releasing, stopping;
     uint64_t limit;
 
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         account_limit_locked(p, get_clock());
         p->starved = false;
         releasing = p->releasing;
+        stopping = p->stopping;
         limit = p->limit;
         /* Try again; it is set again if it fails again. */
         p->write_error = false;
     }
-    if (!armed && limit && pager_near_limit(p)) {
+    if (!armed && limit && !stopping && pager_near_limit(p)) {
         armed = pager_arm(p);
     }
-    if (armed && releasing && !pager_release_some(p)) {
+    if (armed && releasing && !stopping && !pager_release_some(p)) {
         pager_disarm(p);
         armed = false;
     }
     writer_run(p);
-    if (armed || limit) {
+    if ((armed || limit) && !stopping) {
         timer_mod_anticipate(p->tick, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
                                       (releasing ? 1 : TICK_MS));
     }
@@ -600,10 +602,23 @@ void pager_writer_init(Pager *p)
     p->writer_bh = aio_bh_new(p->writer_ctx, writer_bh, p);
 }
 
-void pager_set_store(Pager *p, BsstStore *store)
+bool pager_attach_store(Pager *p, BsstStore *store, Error **errp)
 {
+    if (!bsst_store_set_pager(store, &p->base, errp)) {
+        return false;
+    }
     p->store = store;
-    bsst_store_set_space_notifier(store, store ? space_returned : NULL, p);
+    bsst_store_set_space_notifier(store, space_returned, p);
+    return true;
+}
+
+void pager_detach_store(Pager *p)
+{
+    if (p->store) {
+        bsst_store_set_space_notifier(p->store, NULL, NULL);
+        bsst_store_clear_pager(p->store, &p->base);
+        p->store = NULL;
+    }
 }
 
 /* Tests */

@@ -146,8 +146,7 @@ static bool open_store(HostSwapper *s, const char *node, Error **errp)
     if (!s->store) {
         return false;
     }
-    pager_set_store(s->pager, s->store);
-    return bsst_store_set_pager(s->store, &s->pager->base, errp);
+    return pager_attach_store(s->pager, s->store, errp);
 }
 
 /* Open (and create) the store at @path as a node of our own. */
@@ -342,15 +341,10 @@ static void swapper_finalize(Object *obj)
     }
     if (s->pager) {
         pager_stop(s->pager);
-    }
-    if (s->store) {
-        pager_set_store(s->pager, NULL);
-        bsst_store_clear_pager(s->store, &s->pager->base);
-        bsst_store_unref(s->store);
-    }
-    if (s->pager) {
+        pager_detach_store(s->pager);
         bsst_pager_unref(&s->pager->base);
     }
+    bsst_store_unref(s->store);
     migrate_del_blocker(&s->migration_blocker);
     if (s->discard_required) {
         ram_block_discard_require(false);

@@ -258,6 +258,7 @@ static void coroutine_fn load_co_entry(void *opaque)
         qemu_bh_schedule(sh->restore_bh);
     }
     g_free(l);
+    pager_co_end(p);
 }
 
 /* Mark the pages and return the load, to be started without the lock. */
@@ -287,10 +288,9 @@ void pager_load_locked(PagerShard *sh, uint64_t page, unsigned max,
                        bool restoring)
 {
     Load *l = load_begin_locked(sh, page, max, restoring, 0);
-    Coroutine *co = qemu_coroutine_create(load_co_entry, l);
 
     qemu_mutex_unlock(&sh->p->lock);
-    aio_co_enter(sh->ctx, co);
+    pager_co_start(sh->p, sh->ctx, load_co_entry, l);
     qemu_mutex_lock(&sh->p->lock);
 }
 
@@ -323,6 +323,7 @@ static void coroutine_fn admit_co_entry(void *opaque)
         }
     }
     pager_fault(w->sh, w->addr, w->is_write, w->start_ns);
+    pager_co_end(w->sh->p);
     g_free(w);
 }
 
@@ -332,6 +333,7 @@ static void coroutine_fn arming_co_entry(void *opaque)
 
     qemu_co_sleep_ns(QEMU_CLOCK_REALTIME, 100 * SCALE_US);
     pager_fault(w->sh, w->addr, w->is_write, w->start_ns);
+    pager_co_end(w->sh->p);
     g_free(w);
 }
 
@@ -347,7 +349,7 @@ static void fault_later_locked(PagerShard *sh, uint64_t page, bool is_write,
         .start_ns = start_ns,
     };
     qemu_mutex_unlock(&sh->p->lock);
-    aio_co_enter(sh->ctx, qemu_coroutine_create(entry, w));
+    pager_co_start(sh->p, sh->ctx, entry, w);
     qemu_mutex_lock(&sh->p->lock);
 }
 
@@ -376,7 +378,7 @@ static void fault_store_locked(PagerShard *sh, uint64_t page, bool is_write,
     l = load_begin_locked(sh, page, p->cluster, false, start_ns);
     page_set_flag(&p->pages, page, PAGE_FLAG_FAULTED);
     qemu_mutex_unlock(&p->lock);
-    aio_co_enter(sh->ctx, qemu_coroutine_create(load_co_entry, l));
+    pager_co_start(p, sh->ctx, load_co_entry, l);
     qemu_mutex_lock(&p->lock);
 }
 

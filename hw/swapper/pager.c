@@ -22,6 +22,7 @@
 
 #include "qemu/osdep.h"
 #include "block/aio.h"
+#include "block/aio-wait.h"
 #include "pager.h"
 #include "qapi/error.h"
 #include "qapi/qapi-events-host-swapper.h"
@@ -72,6 +73,19 @@ uint64_t pager_low_locked(const Pager *p)
     uint64_t high = pager_high_locked(p);
 
     return high - MIN(high / 2, MAX(p->limit / 64, PAGER_WINDOW));
+}
+
+void pager_co_start(Pager *p, AioContext *ctx, CoroutineEntry *entry,
+                    void *opaque)
+{
+    qatomic_inc(&p->io);
+    aio_co_enter(ctx, qemu_coroutine_create(entry, opaque));
+}
+
+void pager_co_end(Pager *p)
+{
+    qatomic_dec(&p->io);
+    aio_wait_kick();
 }
 
 void pager_transit_done_locked(Pager *p)
@@ -356,7 +370,12 @@ fail:
 
 void pager_stop(Pager *p)
 {
-    qatomic_set(&p->base.armed, false);
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        p->stopping = true;
+        qatomic_set(&p->base.armed, false);
+    }
+    pager_kick_writer(p);
+    AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&p->io));
     for (unsigned i = 0; i < p->nshards; i++) {
         pager_shard_stop(&p->shard[i]);
     }

@@ -120,7 +120,6 @@ struct Pager {
     bool stopping;
     unsigned writes;            /* writes to the store under way */
     unsigned loads;             /* reads from the store under way */
-    unsigned forced;            /* evictions for tests under way */
     CoQueue admit;              /* faults waiting for memory below the limit */
     uint64_t over_since_ns;
     uint64_t over_ns, over_max_ns;
@@ -128,6 +127,9 @@ struct Pager {
     uint64_t release_at;        /* page */
     uint32_t rng;
     PagerCounters n;
+
+    /* Atomic */
+    unsigned io;                /* coroutines under way */
 
     /* Writer thread */
     uint64_t anon_overhead;     /* anonymous memory outside guest RAM, bytes */
@@ -139,7 +141,11 @@ struct Pager {
 /* pager.c */
 
 Pager *pager_new(const char *id, unsigned nshards, Error **errp);
-/* Main thread; disarmed.  The memory goes with the last reference. */
+/*
+ * Main thread.  Ends all threads; whoever waits for a page is woken.  Either
+ * no page is out or the guest is gone.  The memory goes with the last
+ * reference.
+ */
 void pager_stop(Pager *p);
 void pager_set_limit(Pager *p, uint64_t bytes);
 void pager_set_victim_bytes(Pager *p, uint64_t bytes);
@@ -165,6 +171,12 @@ static inline bool pager_yields_locked(const Pager *p)
 
 uint64_t pager_high_locked(const Pager *p);
 uint64_t pager_low_locked(const Pager *p);
+
+/* Start a coroutine in @ctx that pager_stop() waits for. */
+void pager_co_start(Pager *p, AioContext *ctx, CoroutineEntry *entry,
+                    void *opaque);
+/* The last thing that such a coroutine does. */
+void pager_co_end(Pager *p);
 
 /* A page left a transit state. */
 void pager_transit_done_locked(Pager *p);
@@ -193,8 +205,10 @@ bool pager_install(BsstPager *pager, void *addr, const void *buf);
 
 /* evict.c */
 void pager_writer_init(Pager *p);
-/* Main thread, before the first arming. */
-void pager_set_store(Pager *p, BsstStore *store);
+/* Main thread, before the first arming.  At most one pager a store. */
+bool pager_attach_store(Pager *p, BsstStore *store, Error **errp);
+/* Main thread, after pager_stop(). */
+void pager_detach_store(Pager *p);
 /* Any thread, with or without the lock. */
 void pager_kick_writer(Pager *p);
 /* Move up to @want pages into frames.  Returns the number. */
