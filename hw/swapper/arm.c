@@ -5,9 +5,6 @@
  * nothing costs anything.  Arming goes chunk by chunk; while a chunk is being
  * armed its faults wait, which takes milliseconds.
  *
- * Only what the kernel can move safely is armed: anonymous private memory of
- * the host's page size that cannot be resized.
- *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
  */
@@ -15,15 +12,10 @@
 #include "qemu/osdep.h"
 #include "block/aio.h"
 #include "block/aio-wait.h"
-#include "exec/cpu-common.h"
-#include "exec/memory.h"
-#include "exec/ramblock.h"
-#include "exec/ramlist.h"
 #include "pager.h"
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
 #include "qemu/madvise.h"
-#include "qemu/rcu.h"
 #include "trace.h"
 #include "uffd.h"
 
@@ -33,62 +25,40 @@
 
 #define PAGEMAP_PRESENT     (1ull << 63)
 
-static bool region_armable(const RAMBlock *rb)
-{
-    const MemoryRegion *mr = rb->mr;
-
-    return rb->host && rb->fd < 0 && rb->guest_memfd < 0 &&
-           rb->page_size == BSST_PAGE_SIZE &&
-           !(rb->flags & (RAM_SHARED | RAM_RESIZEABLE | RAM_READONLY |
-                          RAM_PREALLOC | RAM_GUEST_MEMFD)) &&
-           rb->used_length >= PAGER_WINDOW * BSST_PAGE_SIZE &&
-           !memory_region_is_ram_device((MemoryRegion *)mr) &&
-           !memory_region_is_rom((MemoryRegion *)mr) &&
-           !memory_region_is_romd((MemoryRegion *)mr);
-}
-
 static uint64_t chunk_pages_for(uint64_t npages)
 {
     return MAX(CHUNK_MIN_PAGES, pow2ceil(npages / CHUNKS_MAX));
 }
 
-void pager_set_regions(Pager *p)
+void pager_set_regions(Pager *p, const PagerRegion *list, unsigned n)
 {
-    g_autoptr(GArray) list = g_array_new(false, false, sizeof(PagerRegion));
-    uint64_t total = 0, next = 0, chunk;
-    RAMBlock *rb;
+    uint64_t total = 0, next = 0;
 
-    WITH_RCU_READ_LOCK_GUARD() {
-        RAMBLOCK_FOREACH(rb) {
-            if (region_armable(rb)) {
-                PagerRegion r = {
-                    .host = rb->host,
-                    .npages = rb->used_length >> BSST_PAGE_BITS,
-                };
-                g_array_append_val(list, r);
-                total += r.npages;
-            }
-        }
-    }
-    chunk = chunk_pages_for(total);
-    for (unsigned i = 0; i < list->len; i++) {
-        PagerRegion *r = &g_array_index(list, PagerRegion, i);
-
-        r->first = next;
-        next += ROUND_UP(r->npages, chunk);
+    for (unsigned i = 0; i < n; i++) {
+        total += list[i].npages;
     }
 
+    QEMU_LOCK_GUARD(&p->region_lock);
     QEMU_LOCK_GUARD(&p->lock);
+    if (qatomic_read(&p->base.armed)) {
+        return;
+    }
     g_free(p->region);
-    p->nregions = list->len;
-    p->region = g_memdup2(list->data, list->len * sizeof(PagerRegion));
-    p->chunk_pages = chunk;
+    p->nregions = n;
+    p->region = g_memdup2(list, n * sizeof(*list));
+    p->chunk_pages = chunk_pages_for(total);
+    for (unsigned i = 0; i < n; i++) {
+        p->region[i].first = next;
+        next += ROUND_UP(p->region[i].npages, p->chunk_pages);
+    }
     page_table_destroy(&p->pages);
     page_table_init(&p->pages, next);
 }
 
 void pager_remove_region(Pager *p, void *host)
 {
+    QEMU_LOCK_GUARD(&p->region_lock);
+
     for (unsigned i = 0; i < p->nregions; i++) {
         PagerRegion *r = &p->region[i];
 
@@ -174,6 +144,7 @@ bool pager_arm(Pager *p)
 {
     int ret = 0;
 
+    QEMU_LOCK_GUARD(&p->region_lock);
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         p->arming = true;
         qatomic_set(&p->base.armed, true);
@@ -198,6 +169,8 @@ bool pager_arm(Pager *p)
 
 void pager_disarm(Pager *p)
 {
+    QEMU_LOCK_GUARD(&p->region_lock);
+
     /* Nothing is out: whoever waits finds his page, or fresh zeroes. */
     for (unsigned i = 0; i < p->nregions; i++) {
         const PagerRegion *r = &p->region[i];
@@ -257,10 +230,12 @@ bool pager_near_limit(Pager *p)
     if (anon < near || anon - near < p->anon_overhead) {
         return false;
     }
-    for (unsigned i = 0; i < p->nregions; i++) {
-        if (!scan_present(p, p->region[i].host, p->region[i].npages,
-                          count_page, &n)) {
-            return true;
+    WITH_QEMU_LOCK_GUARD(&p->region_lock) {
+        for (unsigned i = 0; i < p->nregions; i++) {
+            if (!scan_present(p, p->region[i].host, p->region[i].npages,
+                              count_page, &n)) {
+                return true;
+            }
         }
     }
     n <<= BSST_PAGE_BITS;

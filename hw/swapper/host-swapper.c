@@ -19,8 +19,6 @@
 #include "block/aio-wait.h"
 #include "block/block.h"
 #include "exec/cpu-common.h"
-#include "exec/memory.h"
-#include "exec/ramblock.h"
 #include "host-swapper.h"
 #include "hw/boards.h"
 #include "migration/blocker.h"
@@ -31,12 +29,10 @@
 #include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "qemu/module.h"
-#include "qemu/timer.h"
 #include "qemu/units.h"
 #include "qobject/qdict.h"
 #include "qom/object_interfaces.h"
 #include "system/hostmem.h"
-#include "system/system.h"
 #include "system/system.h"
 #include "trace.h"
 
@@ -190,7 +186,7 @@ static bool swapper_start(HostSwapper *s, Error **errp)
     if (!s->store && !open_store(s, s->store_node, errp)) {
         return false;
     }
-    pager_set_regions(s->pager);
+    host_swapper_find_guest_ram(s->pager);
     if (!check_store_size(s, errp)) {
         return false;
     }
@@ -217,8 +213,8 @@ static void swapper_ram_added(RAMBlockNotifier *n, void *host, size_t size,
 {
     HostSwapper *s = container_of(n, HostSwapper, ram);
 
-    if (s->started && !qatomic_read(&s->pager->base.armed)) {
-        pager_set_regions(s->pager);
+    if (s->started) {
+        host_swapper_find_guest_ram(s->pager);
     }
 }
 

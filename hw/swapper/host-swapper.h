@@ -45,6 +45,9 @@ struct HostSwapper {
     bool deleting;
 };
 
+/* guest-ram.c: under the BQL; disarmed */
+void host_swapper_find_guest_ram(Pager *p);
+
 /* query.c */
 void host_swapper_register_hmp(void);
 

@@ -341,6 +341,7 @@ Pager *pager_new(const char *id, unsigned nshards, Error **errp)
     p->shard = g_new0(PagerShard, nshards);
     p->pagemap_fd = -1;
     p->rng = g_random_int() | 1;
+    qemu_mutex_init(&p->region_lock);
     qemu_mutex_init(&p->lock);
     qemu_cond_init(&p->transit_cond);
     qemu_co_queue_init(&p->admit);
@@ -407,6 +408,7 @@ static void pager_free(BsstPager *pager)
     }
     qemu_cond_destroy(&p->transit_cond);
     qemu_mutex_destroy(&p->lock);
+    qemu_mutex_destroy(&p->region_lock);
     g_free(p->region);
     g_free(p->shard);
     g_free(p->id);

@@ -9,8 +9,10 @@
  *   restore.c   coming back without being asked for
  *   arm.c       taking guest RAM under control, and letting it go
  *
- * Lock order: nothing is taken under the page lock but the store's lock,
- * which is a leaf.  The page lock is never held across an ioctl or I/O.
+ * Lock order: region lock, page lock, the store's lock, which is a leaf.  The
+ * page lock is never held across an ioctl or I/O.  The region lock keeps the
+ * list of regions stable while it is scanned, armed or disarmed; the fault
+ * path never takes it.
  *
  * Threads: S shard threads (faults, installs, restores) and a writer thread
  * (evictions), all IOThreads of our own.  None of them ever takes the BQL,
@@ -95,7 +97,9 @@ struct Pager {
     int pagemap_fd;
     void *zeroes;               /* PAGER_WINDOW pages */
 
-    /* Changed under the page lock while disarmed; stable while armed */
+    QemuMutex region_lock;
+
+    /* Changed under both locks while disarmed; stable while armed */
     PagerRegion *region;
     unsigned nregions;
     uint64_t chunk_pages;
@@ -226,8 +230,11 @@ bool pager_release_some(Pager *p);
 
 /* arm.c */
 
-/* Main thread, under the BQL; disarmed. */
-void pager_set_regions(Pager *p);
+/*
+ * Let @list (@n regions) be what is taken under control when the limit comes
+ * near.  Does nothing while armed: new RAM waits for the next time.
+ */
+void pager_set_regions(Pager *p, const PagerRegion *list, unsigned n);
 /* Main thread: the RAM at @host is about to go away. */
 void pager_remove_region(Pager *p, void *host);
 /* Writer thread.  Returns true. */
