@@ -12,7 +12,7 @@
 #include "qapi/qapi-commands-bsst.h"
 #include "qapi/util.h"
 
-static BsstNodeStats * GRAPH_RDLOCK bsst_node_stats(BlockDriverState *bs)
+static BsstNodeStats *GRAPH_RDLOCK bsst_node_stats(BlockDriverState *bs)
 {
     BDRVBsstState *s = bs->opaque;
     BsstNodeStats *st = g_new0(BsstNodeStats, 1);
