@@ -582,7 +582,6 @@ static void swapper_class_init(ObjectClass *oc, void *data)
         (void *)offsetof(HostSwapper, restore_cluster));
     object_class_property_set_description(oc, "restore-cluster",
         "Pages that one fault brings in at most");
-    host_swapper_register_hmp();
 }
 
 static const TypeInfo host_swapper_info = {
@@ -601,6 +600,7 @@ static const TypeInfo host_swapper_info = {
 static void host_swapper_register_types(void)
 {
     type_register_static(&host_swapper_info);
+    host_swapper_register_hmp();
 }
 
 type_init(host_swapper_register_types);

@@ -109,10 +109,12 @@ typedef struct Load {
     int64_t start_ns;           /* of the fault; 0 if there was none */
 } Load;
 
-static bool load_fits(Pager *p, uint64_t page, BsstSlot slot)
+/* @page continues a run: it is in @slot, and has all of @flags. */
+static bool load_fits(Pager *p, uint64_t page, BsstSlot slot, uint32_t flags)
 {
     return page_state(&p->pages, page) == PAGE_SWAPPED &&
-           page_ref(&p->pages, page) == slot;
+           page_ref(&p->pages, page) == slot &&
+           (!flags || page_flag(&p->pages, page, flags));
 }
 
 /*
@@ -124,12 +126,13 @@ static void load_run_locked(Pager *p, Load *l, uint64_t page, unsigned max)
     BsstSlot slot = page_ref(&p->pages, page);
     uint64_t start = page - page % max, end = start + max;
     uint64_t a = page, b = page + 1;
+    uint32_t flags = l->restoring ? PAGE_FLAG_INTERCEPTED : 0;
 
     while (a > start && slot >= page - a + 1 &&
-           load_fits(p, a - 1, slot - (page - a + 1))) {
+           load_fits(p, a - 1, slot - (page - a + 1), flags)) {
         a--;
     }
-    while (b < end && load_fits(p, b, slot + (b - page))) {
+    while (b < end && load_fits(p, b, slot + (b - page), flags)) {
         b++;
     }
     l->page = a;

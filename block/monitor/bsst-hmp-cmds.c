@@ -1,0 +1,95 @@
+/*
+ * HMP: info bsst
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "monitor/monitor.h"
+#include "qapi/error.h"
+#include "qapi/qapi-commands-bsst.h"
+#include "qapi/type-helpers.h"
+#include "qemu/module.h"
+#include "qemu/units.h"
+
+static void print_store(GString *buf, const BsstStoreStats *s)
+{
+    g_string_append_printf(buf, "%s: store %s, aio=%s%s\n", s->node_name,
+                           s->uuid, BlockdevAioOptions_str(s->aio),
+                           s->full ? ", FULL" : "");
+    g_string_append_printf(buf, "  slots: %" PRIu64 " in all, %" PRIu64
+                           " free, %" PRIu64 " MiB occupied\n", s->slots,
+                           s->slots_free, s->slots_backed * 4 * KiB / MiB);
+    g_string_append_printf(buf, "  read %" PRIu64 " MiB in %" PRIu64
+                           " requests, written %" PRIu64 " MiB in %" PRIu64
+                           ", punched %" PRIu64 " MiB\n",
+                           s->read_bytes / MiB, s->reads,
+                           s->write_bytes / MiB, s->writes,
+                           s->punched_bytes / MiB);
+    g_string_append_printf(buf, "  errors: %" PRIu64 " I/O, %" PRIu64
+                           " checksum\n", s->io_errors, s->checksum_errors);
+}
+
+static void print_latency(GString *buf, const char *name,
+                          const BsstLatencyInfo *lat)
+{
+    g_string_append_printf(buf, "    %-20s %10" PRIu64 "  avg %8.1f us  p50 "
+                           "%8.1f us  p99 %8.1f us  max %8.1f us\n",
+                           name, lat->count, lat->avg_ns / 1e3,
+                           lat->p50_ns / 1e3, lat->p99_ns / 1e3,
+                           lat->max_ns / 1e3);
+}
+
+static void print_node(GString *buf, const BsstNodeStats *n)
+{
+    g_string_append_printf(buf, "%s: image %s%s, store %s\n", n->node_name,
+                           n->file, n->guarded ? " (guarded)" : "", n->store);
+    g_string_append_printf(buf, "  indirections: %" PRIu64 " now, %" PRIu64
+                           " made; removed: %" PRIu64 " overwritten, %" PRIu64
+                           " discarded, %" PRIu64 " truncated, %" PRIu64
+                           " drained\n", n->indirections, n->made,
+                           n->removed_overwrite, n->removed_discard,
+                           n->removed_truncate, n->removed_drain);
+    g_string_append_printf(buf, "  writes: %" PRIu64 " double-paged pages "
+                           "avoided (%" PRIu64 " MiB), %" PRIu64
+                           " from buffers, %" PRIu64 " zero, %" PRIu64
+                           " waited for\n", n->double_paged_pages,
+                           n->avoided_bytes / MiB, n->buffered_pages,
+                           n->zero_pages, n->loaded_pages);
+    g_string_append_printf(buf, "  reads: %" PRIu64 " split, %" PRIu64
+                           " from the store alone, %" PRIu64 " pages "
+                           "installed without swap-in\n", n->split_reads,
+                           n->store_reads, n->installed_pages);
+    print_latency(buf, "write prepare", n->write_prepare);
+    print_latency(buf, "write completion", n->write_completion);
+    print_latency(buf, "read prepare", n->read_prepare);
+    print_latency(buf, "read completion", n->read_completion);
+}
+
+static HumanReadableText *hmp_info_bsst(Error **errp)
+{
+    g_autoptr(GString) buf = g_string_new("");
+    g_autoptr(BsstInfo) info = qmp_query_bsst(errp);
+
+    if (!info) {
+        return NULL;
+    }
+    for (BsstStoreStatsList *s = info->stores; s; s = s->next) {
+        print_store(buf, s->value);
+    }
+    for (BsstNodeStatsList *n = info->nodes; n; n = n->next) {
+        print_node(buf, n->value);
+    }
+    if (!buf->len) {
+        g_string_append(buf, "No block-swap store.\n");
+    }
+    return human_readable_text_from_str(buf);
+}
+
+static void bsst_hmp_register(void)
+{
+    monitor_register_hmp_info_hrt("bsst", hmp_info_bsst);
+}
+
+type_init(bsst_hmp_register);
