@@ -119,6 +119,17 @@ def disk_bytes(name):
     return 0, 0
 
 
+def machine_cpu_seconds():
+    """What all processors of the machine have worked"""
+    for line in Path('/proc/stat').read_text().splitlines():
+        if line.startswith('cpu '):
+            user, nice, system, _, _, irq, softirq = map(
+                int, line.split()[1:8])
+            return ((user + nice + system + irq + softirq) /
+                    os.sysconf('SC_CLK_TCK'))
+    return 0.0
+
+
 def key_values(line):
     """The key=value words of a line, numbers as numbers"""
     pairs = dict(word.split('=', 1) for word in line.split() if '=' in word)
@@ -258,6 +269,7 @@ class Run:
             'disk_read_bytes': disk_read,
             'disk_written_bytes': disk_written,
             'cpu_s': m.cpu_seconds(),
+            'machine_cpu_s': machine_cpu_seconds(),
         }
         vmstat = read_numbers('/proc/vmstat')
         for name in ('pswpin', 'pswpout'):

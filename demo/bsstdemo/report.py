@@ -12,6 +12,7 @@ from .contest import MIB, PAGE, WAYS
 STRICT_LIMIT = 0.01         # of the limit may be exceeded
 MAX_WRITE_FAULTS = 0.02     # of the intercepted pages
 MAX_TO_KERNEL = 0.95        # of the time of (a)
+BUSY = 0.2                  # of the processors are taken by others
 
 
 def passes_ns(result):
@@ -68,8 +69,12 @@ def figures_host(result, host):
         f.update(figures_swapper(result))
     f['read_mib'] = read / MIB
     f['written_mib'] = written / MIB
-    f['disk_read_mib'] = host['disk_read_bytes'] / MIB
-    f['disk_written_mib'] = host['disk_written_bytes'] / MIB
+    f['others_cpu_s'] = max(0, host['machine_cpu_s'] - host['cpu_s'])
+    f['others_disk_mib'] = max(0, (host['disk_read_bytes'] - read +
+                                   host['disk_written_bytes'] -
+                                   written) / MIB)
+    f['others_cpu_share'] = f['others_cpu_s'] / (host['time_s'] *
+                                                 os.cpu_count())
     return f
 
 
@@ -124,6 +129,7 @@ ROWS = [
     ('bytes written, guest disk and swap, MiB', 'written_mib', ',.0f'),
     ('faults that waited for the store', 'faults_store', ',.0f'),
     ('processor time of QEMU, s', 'cpu_s', '.1f'),
+    ('power-off, indirections copied back, s', 'shutdown_s', '.1f'),
     ('Double paging', None, None),
     ('double-paged pages avoided', 'avoided_pages', ',.0f'),
     ('bytes not moved for these, MiB', 'avoided_mib', ',.0f'),
@@ -140,6 +146,10 @@ ROWS = [
     ('of it above the limit for 1 s or longer, MiB', 'excess_mib', '.1f'),
     ("added to the cgroup's limit for QEMU itself, MiB", 'overhead_mib',
      '.1f'),
+    ('Others on this machine meanwhile', None, None),
+    ('processor time, s', 'others_cpu_s', '.1f'),
+    ('bytes read and written on the same disk, MiB', 'others_disk_mib',
+     ',.0f'),
     ('Data errors', 'data_errors', '.0f'),
 ]
 
@@ -245,6 +255,15 @@ def goals(results, settings):
     add(f'{len(results) - len(failed)} of {len(results)} runs ended without '
         f'an error, data errors: {errors}', not failed)
     return found
+
+
+def warning(results):
+    """Said when the times are not worth much, else None"""
+    share = max(r['figures'].get('others_cpu_share', 0) for r in results)
+    if share < BUSY:
+        return None
+    return (f'The machine was busy: others took up to {100 * share:.0f} % of '
+            'its processors during a run. Times are not comparable.')
 
 
 def goals_text(found):
