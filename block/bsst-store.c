@@ -48,8 +48,12 @@
 
 /* Free runs are looked for this often while there are any. */
 #define PUNCH_INTERVAL_MS   2000
-/* Shorter runs stay: they cost more to punch than they give back. */
-#define PUNCH_MIN_SLOTS     64
+/*
+ * Shorter runs stay.  While the store is being written to, most free slots are
+ * used again soon, and space that was given back must be allocated anew.
+ */
+#define PUNCH_MIN_SLOTS_BUSY    1024
+#define PUNCH_MIN_SLOTS_IDLE    16
 /* The most that one request punches, so that it does not hold others up. */
 #define PUNCH_MAX_SLOTS     (32 * MiB / BSST_PAGE_SIZE)
 
@@ -79,6 +83,7 @@ struct BsstStore {
 
     /* Main thread */
     bool punching;
+    uint64_t writes_at_punch;           /* @writes when the timer last fired */
 
     /* Under @lock, which is a leaf */
     QemuMutex lock;
@@ -526,6 +531,13 @@ void bsst_slot_ref(BsstStore *s, const BsstSlot *slot, unsigned n)
     }
 }
 
+static void store_punch_later(BsstStore *s)
+{
+    timer_mod_anticipate(s->punch_timer,
+                         qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
+                         PUNCH_INTERVAL_MS);
+}
+
 /* Enough has become free to call a full store not full any more. */
 static bool space_returned_locked(BsstStore *s)
 {
@@ -555,9 +567,7 @@ void bsst_slot_unref(BsstStore *s, const BsstSlot *slot, unsigned n)
     qemu_mutex_unlock(&s->lock);
 
     if (freed && !timer_pending(s->punch_timer)) {
-        timer_mod_anticipate(s->punch_timer,
-                             qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
-                             PUNCH_INTERVAL_MS);
+        store_punch_later(s);
     }
     if (space_fn) {
         space_fn(space_opaque);
@@ -841,10 +851,17 @@ static void store_punch_done(BsstStore *s, const PunchReq *req, int ret)
 static void coroutine_fn store_co_punch_all(void *opaque)
 {
     BsstStore *s = opaque;
+    uint64_t writes = stat64_get(&s->writes);
+    bool busy = writes != s->writes_at_punch;
     BsstSlot pos = 0;
     PunchReq req;
 
-    while (store_punch_next(s, &pos, PUNCH_MIN_SLOTS, &req)) {
+    s->writes_at_punch = writes;
+    if (busy) {
+        store_punch_later(s);
+    }
+    while (store_punch_next(s, &pos, busy ? PUNCH_MIN_SLOTS_BUSY
+                                          : PUNCH_MIN_SLOTS_IDLE, &req)) {
         int ret = thread_pool_submit_co(store_punch, &req);
 
         store_punch_done(s, &req, ret);

@@ -602,6 +602,19 @@ void pager_writer_init(Pager *p)
     p->writer_bh = aio_bh_new(p->writer_ctx, writer_bh, p);
 }
 
+void pager_writer_destroy(Pager *p)
+{
+    if (p->writer_bh) {
+        qemu_bh_delete(p->writer_bh);
+        timer_free(p->tick);
+        p->writer_bh = NULL;
+    }
+    if (p->writer_thread) {
+        iothread_destroy(p->writer_thread);
+        p->writer_thread = NULL;
+    }
+}
+
 bool pager_attach_store(Pager *p, BsstStore *store, Error **errp)
 {
     if (!bsst_store_set_pager(store, &p->base, errp)) {

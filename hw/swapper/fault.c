@@ -69,20 +69,21 @@ bool pager_shard_start(PagerShard *sh, Error **errp)
 
 void pager_shard_stop(PagerShard *sh)
 {
-    if (sh->uffd >= 0) {
-        aio_set_fd_handler(sh->ctx, sh->uffd, NULL, NULL, NULL, NULL, NULL);
+    if (sh->iothread) {
+        iothread_stop(sh->iothread);
     }
     if (sh->restore_bh) {
+        aio_set_fd_handler(sh->ctx, sh->uffd, NULL, NULL, NULL, NULL, NULL);
         qemu_bh_delete(sh->restore_bh);
         sh->restore_bh = NULL;
-    }
-    if (sh->iothread) {
-        iothread_destroy(sh->iothread);
-        sh->iothread = NULL;
     }
     if (sh->uffd >= 0) {
         /* Wakes whoever still waits. */
         close(sh->uffd);
         sh->uffd = -1;
+    }
+    if (sh->iothread) {
+        iothread_destroy(sh->iothread);
+        sh->iothread = NULL;
     }
 }

@@ -377,18 +377,14 @@ void pager_stop(Pager *p)
     }
     pager_kick_writer(p);
     AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&p->io));
+    /* The writer first: it schedules work for the shards. */
+    if (p->writer_thread) {
+        iothread_stop(p->writer_thread);
+    }
     for (unsigned i = 0; i < p->nshards; i++) {
         pager_shard_stop(&p->shard[i]);
     }
-    if (p->writer_bh) {
-        qemu_bh_delete(p->writer_bh);
-        timer_free(p->tick);
-        p->writer_bh = NULL;
-    }
-    if (p->writer_thread) {
-        iothread_destroy(p->writer_thread);
-        p->writer_thread = NULL;
-    }
+    pager_writer_destroy(p);
 }
 
 static void pager_free(BsstPager *pager)

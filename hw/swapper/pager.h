@@ -209,6 +209,8 @@ bool pager_install(BsstPager *pager, void *addr, const void *buf);
 
 /* evict.c */
 void pager_writer_init(Pager *p);
+/* The writer thread has been stopped. */
+void pager_writer_destroy(Pager *p);
 /* Main thread, before the first arming.  At most one pager a store. */
 bool pager_attach_store(Pager *p, BsstStore *store, Error **errp);
 /* Main thread, after pager_stop(). */
