@@ -153,20 +153,6 @@ static int coroutine_fn GRAPH_RDLOCK bsst_co_drain_task(AioTask *task)
     return bsst_co_drain_chunk(t->bs, t->block, t->n);
 }
 
-/* Find the next run of entries at or after @block; false if there is none. */
-static bool coroutine_fn bsst_next_run(BDRVBsstState *s, uint64_t *block,
-                                       unsigned *n)
-{
-    bool mapped;
-
-    QEMU_LOCK_GUARD(&s->lock);
-    if (!indirect_map_next(s->map, *block, block, NULL)) {
-        return false;
-    }
-    *n = indirect_map_extent(s->map, *block, BSST_CHUNK_BLOCKS, &mapped);
-    return true;
-}
-
 int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs)
 {
     BDRVBsstState *s = bs->opaque;
@@ -182,7 +168,8 @@ int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs)
     trace_bsst_drain_begin(bs, qatomic_read(&s->map_count));
     stat64_add(&s->drains, 1);
     pool = aio_task_pool_new(BSST_PARALLEL);
-    while (aio_task_pool_status(pool) == 0 && bsst_next_run(s, &block, &n)) {
+    while (aio_task_pool_status(pool) == 0 &&
+           bsst_map_next_run(s, &block, &n)) {
         BsstDrainTask *t = g_new(BsstDrainTask, 1);
 
         *t = (BsstDrainTask) {

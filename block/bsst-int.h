@@ -22,8 +22,8 @@
  *       lock and without a slot reference of its own; readers need both.
  *   B3  An entry is inserted after all parts of its write request have
  *       succeeded, and removed after the image holds content that is at least
- *       as new, or that may legally stand for it (discard).  If a request
- *       fails, its entries stay as they were.
+ *       as new (for a discard: zeroes).  If a request fails, its entries stay
+ *       as they were.
  *   B4  The map owns one reference of the slot of each entry.
  *   B5  Only whole blocks of the image are indirected.
  *   B6  While the map is not empty the image's guard is durable (images that
@@ -138,7 +138,7 @@ static inline int64_t bsst_block_offset(uint64_t block)
 
 /*
  * Count a direct request.  Returns false if there are entries or tracked
- * requests (or a test wants entries made): the request has to be tracked then.
+ * requests: the request has to be tracked then.
  */
 bool coroutine_fn bsst_direct_begin(BDRVBsstState *s);
 void coroutine_fn bsst_direct_end(BDRVBsstState *s);
@@ -153,6 +153,13 @@ void coroutine_fn bsst_track_end(BDRVBsstState *s, BlockReq *req);
 
 /* The slot of @block, or BSST_SLOT_NONE; for its tracked request only (B2). */
 BsstSlot coroutine_fn bsst_map_lookup(BDRVBsstState *s, uint64_t block);
+
+/*
+ * Find the next run of entries at or after @block, of at most BSST_CHUNK_BLOCKS
+ * blocks.  Returns false if there is none.
+ */
+bool coroutine_fn bsst_map_next_run(BDRVBsstState *s, uint64_t *block,
+                                    unsigned *n);
 
 /*
  * Let the @n blocks from @block on be held by @slot[]; BSST_SLOT_NONE removes

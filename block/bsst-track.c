@@ -23,9 +23,6 @@
 
 bool coroutine_fn bsst_direct_begin(BDRVBsstState *s)
 {
-    if (s->test_seed) {
-        return false;
-    }
     qatomic_inc(&s->direct);
     smp_mb__after_rmw();
     if (!qatomic_read(&s->tracked) && !qatomic_read(&s->map_count)) {
@@ -83,6 +80,19 @@ BsstSlot coroutine_fn bsst_map_lookup(BDRVBsstState *s, uint64_t block)
     }
     QEMU_LOCK_GUARD(&s->lock);
     return indirect_map_lookup(s->map, block);
+}
+
+bool coroutine_fn bsst_map_next_run(BDRVBsstState *s, uint64_t *block,
+                                    unsigned *n)
+{
+    bool mapped;
+
+    QEMU_LOCK_GUARD(&s->lock);
+    if (!indirect_map_next(s->map, *block, block, NULL)) {
+        return false;
+    }
+    *n = indirect_map_extent(s->map, *block, BSST_CHUNK_BLOCKS, &mapped);
+    return true;
 }
 
 /* Slots that left the map and whose reference is still to be dropped. */

@@ -133,6 +133,35 @@ static void bsst_write_count(BsstWrite *w)
 }
 
 /*
+ * For tests: does a block whose data are at @qiov_offset go to the store?  The
+ * data have a say, so that a block goes either way when it is written again.
+ */
+static bool bsst_test_chosen(const BDRVBsstState *s, uint64_t block,
+                             QEMUIOVector *qiov, size_t qiov_offset)
+{
+    uint8_t byte;
+
+    qemu_iovec_to_buf(qiov, qiov_offset, &byte, 1);
+    return !((block * 257 + byte + s->test_seed) * 0x9e3779b97f4a7c15ULL >> 63);
+}
+
+static bool bsst_test_wants(const BDRVBsstState *s, int64_t offset,
+                            int64_t bytes, QEMUIOVector *qiov,
+                            size_t qiov_offset)
+{
+    uint64_t end = bsst_block_down(offset + bytes);
+    uint64_t block;
+
+    for (block = bsst_block_up(offset); s->test_seed && block < end; block++) {
+        if (bsst_test_chosen(s, block, qiov, qiov_offset +
+                             (bsst_block_offset(block) - offset))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
  * For tests without a swapper: put a pseudo-random half of the whole blocks
  * into the store, as if their pages had been swapped out.
  */
@@ -145,10 +174,11 @@ static int coroutine_fn bsst_write_test_indirect(BsstWrite *w)
 
     for (i = 0; i < w->n && ret == 0; i++) {
         int64_t offset = bsst_block_offset(w->first + i);
-        uint64_t hash = (w->first + i + s->test_seed) * 0x9e3779b97f4a7c15ULL;
+        size_t qiov_offset = bsst_write_qiov_offset(w, offset);
         BsstPageClaim *claim = &w->claim[i];
 
-        if ((hash >> 63) || !bsst_slot_alloc(s->store, 1, &claim->slot)) {
+        if (!bsst_test_chosen(s, w->first + i, w->qiov, qiov_offset) ||
+            !bsst_slot_alloc(s->store, 1, &claim->slot)) {
             continue;
         }
         claim->kind = BSST_PAGE_SLOT;
@@ -157,8 +187,7 @@ static int coroutine_fn bsst_write_test_indirect(BsstWrite *w)
             ret = -ENOMEM;
             break;
         }
-        qemu_iovec_to_buf(w->qiov, bsst_write_qiov_offset(w, offset), buf,
-                          BSST_PAGE_SIZE);
+        qemu_iovec_to_buf(w->qiov, qiov_offset, buf, BSST_PAGE_SIZE);
         ret = bsst_store_co_write(s->store, claim->slot, 1, buf);
     }
     qemu_vfree(buf);
@@ -534,7 +563,8 @@ bsst_co_pwritev_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
     BsstPager *pager = bsst_store_get_pager(s->store);
     int ret;
 
-    if (!pager && bsst_direct_begin(s)) {
+    if (!pager && !bsst_test_wants(s, offset, bytes, qiov, qiov_offset) &&
+        bsst_direct_begin(s)) {
         ret = bdrv_co_pwritev_part(bs->file, offset, bytes, qiov, qiov_offset,
                                    flags);
         bsst_direct_end(s);
@@ -588,6 +618,32 @@ bsst_co_pwrite_zeroes(BlockDriverState *bs, int64_t offset, int64_t bytes,
 }
 
 /*
+ * Discard the indirections of [@block, @end).  What the image has there is
+ * older than what the guest wrote, and a discard need not have any effect on
+ * it: only zeroes may take the place of what was in the store.
+ */
+static int coroutine_fn GRAPH_RDLOCK
+bsst_co_discard_indirect(BlockDriverState *bs, uint64_t block, uint64_t end)
+{
+    BDRVBsstState *s = bs->opaque;
+    unsigned n;
+
+    while (bsst_map_next_run(s, &block, &n) && block < end) {
+        int ret;
+
+        n = MIN(n, end - block);
+        ret = bdrv_co_pwrite_zeroes(bs->file, bsst_block_offset(block),
+                                    bsst_block_offset(n), BDRV_REQ_MAY_UNMAP);
+        if (ret < 0) {
+            return ret;
+        }
+        bsst_map_remove(bs, block, block + n, BSST_REMOVE_DISCARD);
+        block += n;
+    }
+    return 0;
+}
+
+/*
  * Blocks that are covered partly keep their indirection: a discard need not
  * discard everything.
  */
@@ -607,8 +663,8 @@ bsst_co_pdiscard(BlockDriverState *bs, int64_t offset, int64_t bytes)
     bsst_track_begin(s, &req, offset, bytes);
     ret = bdrv_co_pdiscard(bs->file, offset, bytes);
     if (ret == 0) {
-        bsst_map_remove(bs, bsst_block_up(offset),
-                        bsst_block_down(offset + bytes), BSST_REMOVE_DISCARD);
+        ret = bsst_co_discard_indirect(bs, bsst_block_up(offset),
+                                       bsst_block_down(offset + bytes));
     }
     bsst_track_end(s, &req);
     return ret;

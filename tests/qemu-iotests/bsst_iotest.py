@@ -35,6 +35,11 @@ def image_opts(image=IMAGE, store=STORE, fmt='qcow2', seed=7, **extra):
     return ','.join(f'{k.replace("_", "-")}={v}' for k, v in opts.items())
 
 
+def chosen(block, pattern, seed=7):
+    """Whether x-test-indirect=@seed puts @block into the store."""
+    return not (block * 257 + pattern + seed) * 0x9e3779b97f4a7c15 >> 63 & 1
+
+
 def features(image=IMAGE):
     """The incompatible feature bits in the header of a qcow2 image."""
     with open(image, 'rb') as f:
@@ -45,9 +50,11 @@ def features(image=IMAGE):
 class BsstTestCase(iotests.QMPTestCase):
     """A new image and a new store for every test."""
     size = '16M'
+    cluster_size = '64k'
 
     def setUp(self):
-        qemu_img('create', '-f', 'qcow2', IMAGE, self.size)
+        qemu_img('create', '-f', 'qcow2', '-o',
+                 f'cluster_size={self.cluster_size}', IMAGE, self.size)
         create_store()
         self.files = [IMAGE, STORE]
         self.qsd = None
@@ -84,11 +91,11 @@ class BsstTestCase(iotests.QMPTestCase):
         self.assertIn(message, result.stdout)
         return result.stdout
 
-    def launch(self, seed=7):
+    def launch(self, seed=7, discard='unmap'):
         """Export the node, writable; returns after NBD is reachable."""
         self.qsd = QemuStorageDaemon(
             '--blockdev', f'qcow2,node-name=g,file.driver=file,'
-            f'file.filename={IMAGE},discard=unmap',
+            f'file.filename={IMAGE},discard={discard}',
             '--blockdev', f'qcow2,node-name=s,file.driver=file,'
             f'file.filename={STORE}',
             '--blockdev', f'bsst,node-name=d,file=g,store=s,discard=unmap,'
