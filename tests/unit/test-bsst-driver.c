@@ -51,13 +51,14 @@ static FakePager *fake(BsstPager *pager)
     return container_of(pager, FakePager, pager);
 }
 
-static unsigned page_index(FakePager *p, const void *page)
+/* False for memory that is not the guest's. */
+static bool page_index(FakePager *p, const void *page, unsigned *i)
 {
     size_t offset = (const uint8_t *)page - p->mem;
 
-    g_assert(offset < PAGES * BSST_PAGE_SIZE);
-    g_assert(offset % BSST_PAGE_SIZE == 0);
-    return offset / BSST_PAGE_SIZE;
+    g_assert(QEMU_PTR_IS_ALIGNED(page, BSST_PAGE_SIZE));
+    *i = offset / BSST_PAGE_SIZE;
+    return offset < PAGES * BSST_PAGE_SIZE;
 }
 
 static uint8_t *page_content(FakePager *p, unsigned i)
@@ -72,8 +73,12 @@ static void fake_claim(BsstPager *pager, void *const *page,
     unsigned k;
 
     for (k = 0; k < n; k++) {
-        unsigned i = page_index(p, page[k]);
+        unsigned i;
 
+        claim[k].kind = BSST_PAGE_PRESENT;
+        if (!page_index(p, page[k], &i)) {
+            continue;
+        }
         claim[k].kind = p->kind[i];
         if (p->kind[i] == BSST_PAGE_SLOT) {
             claim[k].slot = p->slot[i];
@@ -99,10 +104,11 @@ static void fake_absent(BsstPager *pager, void *const *page, bool *absent,
                         unsigned n)
 {
     FakePager *p = fake(pager);
-    unsigned k;
+    unsigned i, k;
 
     for (k = 0; k < n; k++) {
-        absent[k] = p->kind[page_index(p, page[k])] != BSST_PAGE_PRESENT;
+        absent[k] = page_index(p, page[k], &i) &&
+                    p->kind[i] != BSST_PAGE_PRESENT;
     }
 }
 
@@ -117,8 +123,9 @@ static void page_make_present(FakePager *p, unsigned i)
 static bool fake_install(BsstPager *pager, void *page, const void *buf)
 {
     FakePager *p = fake(pager);
-    unsigned i = page_index(p, page);
+    unsigned i;
 
+    g_assert(page_index(p, page, &i));
     g_assert(p->kind[i] != BSST_PAGE_PRESENT);
     page_make_present(p, i);
     if (g_random_int_range(0, 4) == 0) {
@@ -131,12 +138,12 @@ static bool fake_install(BsstPager *pager, void *page, const void *buf)
 
 static void fake_written(BsstPager *pager, void *const *page, unsigned n)
 {
-    unsigned k;
+    FakePager *p = fake(pager);
+    unsigned i, k;
 
     for (k = 0; k < n; k++) {
-        FakePager *p = fake(pager);
-
-        g_assert(p->kind[page_index(p, page[k])] == BSST_PAGE_SLOT);
+        g_assert(page_index(p, page[k], &i));
+        g_assert(p->kind[i] == BSST_PAGE_SLOT);
         p->written++;
     }
 }
@@ -290,10 +297,11 @@ static void teardown(Fixture *f)
 
 static void check_disk(Fixture *f)
 {
-    g_autofree uint8_t *buf = g_malloc(sizeof(f->shadow));
+    uint8_t *buf = qemu_memalign(BSST_PAGE_SIZE, sizeof(f->shadow));
 
     g_assert_cmpint(blk_pread(f->blk, 0, sizeof(f->shadow), buf, 0), ==, 0);
     g_assert_cmpint(memcmp(buf, f->shadow, sizeof(f->shadow)), ==, 0);
+    qemu_vfree(buf);
 }
 
 /* Write pages [i, i + n) to disk, as a guest would do. */
