@@ -33,6 +33,7 @@ typedef struct FakePager {
     BsstPageKind kind[PAGES];
     BsstSlot slot[PAGES];           /* a reference if kind is SLOT */
     unsigned buffers;               /* claimed and not released */
+    unsigned admitted;
     unsigned installed;
     unsigned written;
     bool freed;
@@ -148,6 +149,15 @@ static void fake_written(BsstPager *pager, void *const *page, unsigned n)
     }
 }
 
+static void coroutine_fn fake_co_admit(BsstPager *pager)
+{
+    fake(pager)->admitted++;
+}
+
+static void fake_space(BsstPager *pager)
+{
+}
+
 static void fake_free(BsstPager *pager)
 {
     fake(pager)->freed = true;
@@ -157,8 +167,10 @@ static const BsstPagerOps fake_ops = {
     .claim = fake_claim,
     .release = fake_release,
     .absent = fake_absent,
+    .co_admit = fake_co_admit,
     .install = fake_install,
     .written = fake_written,
+    .space = fake_space,
     .free = fake_free,
 };
 
@@ -362,6 +374,7 @@ static void test_read(void)
             g_assert(f->p->kind[k] == BSST_PAGE_PRESENT);
         }
     }
+    g_assert_cmpint(f->p->admitted, >, 0);
     g_assert_cmpint(f->p->installed, >, 0);
     teardown(f);
 }
