@@ -344,6 +344,9 @@ static int coroutine_fn GRAPH_RDLOCK bsst_read_planned(BsstRead *r,
     ret = bsst_read_parts(r);
     arrived_ns = get_clock();
     if (ret >= 0) {
+        if (r->absent) {
+            r->pager->ops->co_admit(r->pager);
+        }
         bsst_read_deliver(r);
     }
     qemu_vfree(r->buf);

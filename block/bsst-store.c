@@ -57,6 +57,9 @@
 /* The most that one request punches, so that it does not hold others up. */
 #define PUNCH_MAX_SLOTS     (32 * MiB / BSST_PAGE_SIZE)
 
+/* Locked on our descriptor; file-posix.c uses bytes from 100 and from 200. */
+#define STORE_LOCK_BYTE     300
+
 /* Slots [first, first + n) lie at host_offset of the protocol file. */
 typedef struct SlotExtent {
     BsstSlot first;
@@ -89,8 +92,6 @@ struct BsstStore {
     QemuMutex lock;
     SlotTable *slots;
     bool full;                          /* an allocation has failed */
-    void (*space_fn)(void *opaque);
-    void *space_opaque;
 
     /* Written under @lock, read without it as a hint */
     BsstPager *pager;
@@ -288,6 +289,7 @@ static bool store_open_fd(BsstStore *s, BlockDriverState *protocol,
     const char *path = protocol->filename;
     int flags = s->read_only ? O_RDONLY : O_RDWR;
     struct stat st;
+    int ret;
 
     if (!strstart(path, "file:", &path)) {
         strstart(path, "host_device:", &path);
@@ -303,6 +305,13 @@ static bool store_open_fd(BsstStore *s, BlockDriverState *protocol,
     }
     if (fstat(s->fd, &st) < 0) {
         error_setg_errno(errp, errno, "Could not stat '%s'", path);
+        return false;
+    }
+    /* The node may be closed before us, and its locks go then. */
+    ret = qemu_lock_fd(s->fd, STORE_LOCK_BYTE, 1, !s->read_only);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "The block-swap store '%s' is in use by "
+                         "another process", s->node_name);
         return false;
     }
     s->dev = st.st_dev;
@@ -538,48 +547,58 @@ static void store_punch_later(BsstStore *s)
                          PUNCH_INTERVAL_MS);
 }
 
-/* Enough has become free to call a full store not full any more. */
-static bool space_returned_locked(BsstStore *s)
+/* Enough is free to call a store that was full not full any more. */
+static bool has_space_locked(BsstStore *s)
 {
     uint32_t enough = MIN(slot_table_size(s->slots) / 64, 1024);
 
-    if (!s->full || slot_table_nfree(s->slots) < MAX(enough, 1)) {
-        return false;
+    return slot_table_nfree(s->slots) >= MAX(enough, 1);
+}
+
+/* Slots became free.  Returns the pager if it should hear of it, with a ref. */
+static BsstPager *space_returned_locked(BsstStore *s)
+{
+    if (!s->full || !has_space_locked(s)) {
+        return NULL;
     }
     s->full = false;
-    return true;
+    if (s->pager) {
+        bsst_pager_ref(s->pager);
+    }
+    return s->pager;
+}
+
+static void tell_space(BsstPager *pager)
+{
+    if (pager) {
+        pager->ops->space(pager);
+        bsst_pager_unref(pager);
+    }
 }
 
 void bsst_slot_unref(BsstStore *s, const BsstSlot *slot, unsigned n)
 {
-    void (*space_fn)(void *opaque) = NULL;
-    void *space_opaque = NULL;
+    BsstPager *pager = NULL;
     bool freed = false;
 
-    qemu_mutex_lock(&s->lock);
-    for (unsigned i = 0; i < n; i++) {
-        freed |= slot_table_unref(s->slots, slot[i]);
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        for (unsigned i = 0; i < n; i++) {
+            freed |= slot_table_unref(s->slots, slot[i]);
+        }
+        if (freed) {
+            pager = space_returned_locked(s);
+        }
     }
-    if (freed && space_returned_locked(s)) {
-        space_fn = s->space_fn;
-        space_opaque = s->space_opaque;
-    }
-    qemu_mutex_unlock(&s->lock);
-
     if (freed && !timer_pending(s->punch_timer)) {
         store_punch_later(s);
     }
-    if (space_fn) {
-        space_fn(space_opaque);
-    }
+    tell_space(pager);
 }
 
-void bsst_store_set_space_notifier(BsstStore *s, void (*fn)(void *opaque),
-                                   void *opaque)
+bool bsst_store_has_space(BsstStore *s)
 {
     QEMU_LOCK_GUARD(&s->lock);
-    s->space_fn = fn;
-    s->space_opaque = opaque;
+    return has_space_locked(s);
 }
 
 /* I/O */
@@ -838,9 +857,13 @@ static bool store_punch_next(BsstStore *s, BsstSlot *pos, uint32_t min,
 
 static void store_punch_done(BsstStore *s, const PunchReq *req, int ret)
 {
+    BsstPager *pager;
+
     WITH_QEMU_LOCK_GUARD(&s->lock) {
         slot_table_punch_end(s->slots, req->first, req->n, ret == 0);
+        pager = space_returned_locked(s);
     }
+    tell_space(pager);
     if (ret == 0) {
         stat64_add(&s->punched_bytes, (uint64_t)req->n * BSST_PAGE_SIZE);
     }

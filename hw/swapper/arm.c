@@ -16,6 +16,7 @@
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
 #include "qemu/madvise.h"
+#include "qemu/timer.h"
 #include "trace.h"
 #include "uffd.h"
 
@@ -23,7 +24,9 @@
 #define CHUNK_MIN_PAGES     (64u << 8)
 #define CHUNKS_MAX          1024
 
+/* In memory, or in the host's swap or on its way elsewhere: not missing. */
 #define PAGEMAP_PRESENT     (1ull << 63)
+#define PAGEMAP_SWAPPED     (1ull << 62)
 
 static uint64_t chunk_pages_for(uint64_t npages)
 {
@@ -55,6 +58,51 @@ void pager_set_regions(Pager *p, const PagerRegion *list, unsigned n)
     page_table_init(&p->pages, next);
 }
 
+static void release_chunk_locked(Pager *p, uint64_t page, uint64_t n)
+{
+    for (uint64_t i = page; i < page + n; i++) {
+        while (page_in_transit(&p->pages, i)) {
+            pager_wait_transit_locked(p);
+        }
+        if (page_state(&p->pages, i) != PAGE_NONE) {
+            page_release(&p->pages, i);
+        }
+    }
+}
+
+/*
+ * Let go of a chunk of which nothing is out.  The pages are PAGE_NONE before
+ * they are unregistered: from then on nobody believes that he knows what they
+ * hold, and a fault on an empty one finds zeroes, as it will without us.
+ */
+static void disarm_chunk(Pager *p, uint64_t page, uint64_t n)
+{
+    uint8_t *addr = pager_addr(p, page);
+
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        release_chunk_locked(p, page, n);
+    }
+    uffd_swapper_unregister(pager_shard(p, page)->uffd, addr,
+                            n << BSST_PAGE_BITS);
+}
+
+/* Call @fn for each chunk of @r. */
+static void foreach_chunk(Pager *p, const PagerRegion *r,
+                          void (*fn)(Pager *p, uint64_t page, uint64_t n))
+{
+    for (uint64_t i = 0; i < r->npages; i += p->chunk_pages) {
+        fn(p, r->first + i, MIN(p->chunk_pages, r->npages - i));
+    }
+}
+
+/* The RAM goes away: what is out of it is nobody's any more. */
+static void remove_chunk(Pager *p, uint64_t page, uint64_t n)
+{
+    pager_discard_pages(p, page, n, true);
+    uffd_swapper_unregister(pager_shard(p, page)->uffd, pager_addr(p, page),
+                            n << BSST_PAGE_BITS);
+}
+
 void pager_remove_region(Pager *p, void *host)
 {
     QEMU_LOCK_GUARD(&p->region_lock);
@@ -63,14 +111,10 @@ void pager_remove_region(Pager *p, void *host)
         PagerRegion *r = &p->region[i];
 
         if (r->host == host) {
-            pager_discard(p, host, r->npages << BSST_PAGE_BITS);
-            QEMU_LOCK_GUARD(&p->lock);
-            for (uint64_t k = 0; k < r->npages; k++) {
-                if (page_state(&p->pages, r->first + k) != PAGE_NONE) {
-                    page_release(&p->pages, r->first + k);
-                }
+            foreach_chunk(p, r, remove_chunk);
+            WITH_QEMU_LOCK_GUARD(&p->lock) {
+                r->npages = 0;
             }
-            r->npages = 0;
         }
     }
 }
@@ -91,7 +135,7 @@ static bool scan_present(Pager *p, uint8_t *addr, uint64_t n,
             return false;
         }
         for (ssize_t k = 0; k < len / (ssize_t)sizeof(entry[0]); k++, i++) {
-            fn(opaque, i, entry[k] & PAGEMAP_PRESENT);
+            fn(opaque, i, entry[k] & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED));
         }
     }
     return true;
@@ -140,14 +184,29 @@ static int arm_region(Pager *p, const PagerRegion *r)
     return ret;
 }
 
-bool pager_arm(Pager *p)
+/* May we arm now?  Then faults on unknown pages wait from here on. */
+static bool arm_begin(Pager *p, bool forced)
+{
+    QEMU_LOCK_GUARD(&p->lock);
+
+    if (p->stopping || (!forced && !p->limit)) {
+        return false;
+    }
+    p->arming = true;
+    while (p->stray_refills) {
+        pager_wait_transit_locked(p);
+    }
+    qatomic_set(&p->base.armed, true);
+    return true;
+}
+
+bool pager_arm(Pager *p, bool forced)
 {
     int ret = 0;
 
     QEMU_LOCK_GUARD(&p->region_lock);
-    WITH_QEMU_LOCK_GUARD(&p->lock) {
-        p->arming = true;
-        qatomic_set(&p->base.armed, true);
+    if (!arm_begin(p, forced)) {
+        return false;
     }
     for (unsigned i = 0; i < p->nregions && ret == 0; i++) {
         ret = arm_region(p, &p->region[i]);
@@ -167,33 +226,39 @@ bool pager_arm(Pager *p)
     return true;
 }
 
-void pager_disarm(Pager *p)
+/* Still wanted, and nothing out?  Then nothing leaves from here on. */
+static bool disarm_begin(Pager *p)
+{
+    const uint64_t *count = p->pages.count;
+    QEMU_LOCK_GUARD(&p->lock);
+
+    if (!p->releasing || p->writes || p->loads || count[PAGE_EVICTING] ||
+        count[PAGE_VICTIM] || count[PAGE_WRITING] || count[PAGE_SWAPPED] ||
+        count[PAGE_LOADING]) {
+        return false;
+    }
+    p->disarming = true;
+    return true;
+}
+
+bool pager_disarm(Pager *p)
 {
     QEMU_LOCK_GUARD(&p->region_lock);
 
-    /* Nothing is out: whoever waits finds his page, or fresh zeroes. */
+    if (!disarm_begin(p)) {
+        return false;
+    }
     for (unsigned i = 0; i < p->nregions; i++) {
-        const PagerRegion *r = &p->region[i];
-
-        for (uint64_t k = 0; k < r->npages; k += p->chunk_pages) {
-            uint64_t n = MIN(p->chunk_pages, r->npages - k);
-
-            uffd_swapper_unregister(pager_shard(p, r->first + k)->uffd,
-                                    r->host + (k << BSST_PAGE_BITS),
-                                    n << BSST_PAGE_BITS);
-        }
+        foreach_chunk(p, &p->region[i], disarm_chunk);
     }
     WITH_QEMU_LOCK_GUARD(&p->lock) {
-        for (uint64_t i = 0; i < p->pages.npages; i++) {
-            if (page_state(&p->pages, i) != PAGE_NONE) {
-                page_release(&p->pages, i);
-            }
-        }
         p->releasing = false;
+        p->disarming = false;
         qatomic_set(&p->base.armed, false);
     }
     aio_wait_kick();
     trace_pager_disarmed(p->id);
+    return true;
 }
 
 /* Near the limit? */
@@ -205,7 +270,7 @@ static void count_page(void *opaque, uint64_t i, bool present)
     *n += present;
 }
 
-/* Anonymous memory of this process in bytes: /proc/self/statm. */
+/* Anonymous memory of this process in bytes: /proc/self/statm.  0: unknown. */
 static uint64_t anonymous_bytes(void)
 {
     unsigned long size, resident, shared;
@@ -213,21 +278,23 @@ static uint64_t anonymous_bytes(void)
     int n;
 
     if (!f) {
-        return UINT64_MAX;
+        return 0;
     }
     n = fscanf(f, "%lu %lu %lu", &size, &resident, &shared);
     fclose(f);
     return n == 3 ? (uint64_t)(resident - shared) * qemu_real_host_page_size()
-                  : UINT64_MAX;
+                  : 0;
 }
 
 bool pager_near_limit(Pager *p)
 {
-    uint64_t near = (p->limit << BSST_PAGE_BITS) / 4 * 3;
+    uint64_t near = (qatomic_read(&p->limit) << BSST_PAGE_BITS) / 4 * 3;
     uint64_t anon = anonymous_bytes(), n = 0;
+    int64_t start_ns = get_clock();
 
     /* Cheap and never too low, but for memory that QEMU itself gave up. */
-    if (anon < near || anon - near < p->anon_overhead) {
+    if (anon < near || anon - near < p->anon_overhead ||
+        start_ns < p->next_scan_ns) {
         return false;
     }
     WITH_QEMU_LOCK_GUARD(&p->region_lock) {
@@ -239,6 +306,8 @@ bool pager_near_limit(Pager *p)
         }
     }
     n <<= BSST_PAGE_BITS;
+    /* At most a twentieth of a processor. */
+    p->next_scan_ns = get_clock() + 20 * (get_clock() - start_ns);
     /* Half of it: QEMU's own share may shrink while the guest's grows. */
     p->anon_overhead = anon > n ? (anon - n) / 2 : 0;
     return n >= near;

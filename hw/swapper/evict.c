@@ -55,7 +55,8 @@ static unsigned move_begin_locked(Pager *p, uint64_t page, uint64_t end,
 {
     uint64_t run = page;
 
-    while (run < end && page_state(&p->pages, run) == PAGE_RESIDENT) {
+    while (run < end && !p->disarming &&
+           page_state(&p->pages, run) == PAGE_RESIDENT) {
         run++;
     }
     m->page = page;
@@ -121,22 +122,14 @@ static void moved_locked(Pager *p, uint64_t page, uint32_t frame, int err)
         p->n.evicted++;
         touched = page_evict_done(&p->pages, page);
         frames_queue(&p->frames, frame);
-        if (touched) {
-            pager_install_frame_locked(pager_shard(p, page), page);
-        }
-        return;
+    } else {
+        move_refused_locked(p, err);
+        touched = page_evict_refused(&p->pages, page, err == ENOENT);
+        frame_cancel(&p->frames, frame);
     }
-    move_refused_locked(p, err);
-    touched = page_evict_refused(&p->pages, page, err == ENOENT);
-    frame_cancel(&p->frames, frame);
     if (touched) {
-        void *addr = pager_addr(p, page);
-        PagerShard *sh = pager_shard(p, page);
-
         /* The fault is answered as if it came now. */
-        qemu_mutex_unlock(&p->lock);
-        pager_fault(sh, addr, true, get_clock());
-        qemu_mutex_lock(&p->lock);
+        pager_touch_locked(p, page);
     }
 }
 
@@ -343,7 +336,7 @@ static int coroutine_fn write_co_all(WriteOut *w)
         }
         bsst_slot_unref(p->store, slot, n);
         write_failed(p, &w->item[done], w->n - done);
-        if (!n || ret == -ENOSPC) {
+        if (!n) {
             store_full_event(p, true);
         } else {
             pager_store_error(p, true, -ret);
@@ -362,8 +355,8 @@ static void coroutine_fn write_co_entry(void *opaque)
     g_free(w);
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         p->writes--;
+        pager_kick_writer(p);
     }
-    pager_kick_writer(p);
     pager_co_end(p);
 }
 
@@ -421,13 +414,14 @@ static void store_full_event(Pager *p, bool full)
     aio_bh_schedule_oneshot(qemu_get_aio_context(), full_event_bh, e);
 }
 
-/* The store has space again.  Any thread. */
-static void space_returned(void *opaque)
+void pager_space(BsstPager *pager)
 {
-    Pager *p = opaque;
+    Pager *p = container_of(pager, Pager, base);
 
     store_full_event(p, false);
-    pager_kick_writer(p);
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        pager_kick_writer(p);
+    }
 }
 
 /* The writer */
@@ -493,9 +487,11 @@ static void writer_starved(Pager *p)
 {
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         p->starved = true;
+        if (p->tick) {
+            timer_mod_anticipate(p->tick, RETRY_MS +
+                                 qemu_clock_get_ms(QEMU_CLOCK_REALTIME));
+        }
     }
-    timer_mod_anticipate(p->tick, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
-                                  RETRY_MS);
 }
 
 static void writer_run(void *opaque)
@@ -551,27 +547,32 @@ static void account_limit_locked(Pager *p, uint64_t now_ns)
 static void writer_tick(void *opaque)
 {
     Pager *p = opaque;
-    bool armed = qatomic_read(&p->base.armed), releasing, stopping;
+    int64_t now_ns = get_clock();
+    bool armed = qatomic_read(&p->base.armed), releasing, full;
     uint64_t limit;
 
     WITH_QEMU_LOCK_GUARD(&p->lock) {
-        account_limit_locked(p, get_clock());
+        account_limit_locked(p, now_ns);
         p->starved = false;
         releasing = p->releasing;
-        stopping = p->stopping;
+        full = p->store_full;
         limit = p->limit;
-        /* Try again; it is set again if it fails again. */
-        p->write_error = false;
+        if (now_ns - p->event_ns > NANOSECONDS_PER_SECOND) {
+            /* Try again; it is set again if it fails again. */
+            p->write_error = false;
+        }
     }
-    if (!armed && limit && !stopping && pager_near_limit(p)) {
-        armed = pager_arm(p);
+    if (full && bsst_store_has_space(p->store)) {
+        store_full_event(p, false);
     }
-    if (armed && releasing && !stopping && !pager_release_some(p)) {
-        pager_disarm(p);
-        armed = false;
+    if (!armed && limit && pager_near_limit(p)) {
+        armed = pager_arm(p, false);
+    }
+    if (armed && releasing && !pager_release_some(p)) {
+        armed = !pager_disarm(p);
     }
     writer_run(p);
-    if ((armed || limit) && !stopping) {
+    if (armed || limit) {
         timer_mod_anticipate(p->tick, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
                                       (releasing ? 1 : TICK_MS));
     }
@@ -590,8 +591,10 @@ static void writer_bh(void *opaque)
 
 void pager_kick_writer(Pager *p)
 {
-    if (p->writer_bh) {
-        qemu_bh_schedule(p->writer_bh);
+    QEMUBH *bh = qatomic_read(&p->writer_bh);
+
+    if (bh) {
+        qemu_bh_schedule(bh);
     }
 }
 
@@ -602,16 +605,15 @@ void pager_writer_init(Pager *p)
     p->writer_bh = aio_bh_new(p->writer_ctx, writer_bh, p);
 }
 
-void pager_writer_destroy(Pager *p)
+void pager_writer_quiesce(Pager *p)
 {
+    QEMU_LOCK_GUARD(&p->lock);
+
     if (p->writer_bh) {
         qemu_bh_delete(p->writer_bh);
         timer_free(p->tick);
-        p->writer_bh = NULL;
-    }
-    if (p->writer_thread) {
-        iothread_destroy(p->writer_thread);
-        p->writer_thread = NULL;
+        qatomic_set(&p->writer_bh, NULL);
+        p->tick = NULL;
     }
 }
 
@@ -621,14 +623,12 @@ bool pager_attach_store(Pager *p, BsstStore *store, Error **errp)
         return false;
     }
     p->store = store;
-    bsst_store_set_space_notifier(store, space_returned, p);
     return true;
 }
 
 void pager_detach_store(Pager *p)
 {
     if (p->store) {
-        bsst_store_set_space_notifier(p->store, NULL, NULL);
         bsst_store_clear_pager(p->store, &p->base);
         p->store = NULL;
     }
@@ -690,7 +690,7 @@ static void coroutine_fn forced_co_entry(void *opaque)
     Pager *p = f->p;
     uint64_t end = f->page + f->n;
 
-    if (qatomic_read(&p->base.armed) || pager_arm(p)) {
+    if (qatomic_read(&p->base.armed) || pager_arm(p, true)) {
         for (uint64_t page = f->page; page < end; page += PAGER_WRITE_BATCH) {
             uint64_t stop = MIN(end, page + PAGER_WRITE_BATCH);
 
@@ -701,7 +701,7 @@ static void coroutine_fn forced_co_entry(void *opaque)
         }
     }
     qatomic_store_release(&f->done, true);
-    aio_wait_kick();
+    pager_co_end(p);
 }
 
 uint64_t pager_evict_range(Pager *p, uint64_t page, uint64_t n, bool to_store)
@@ -709,7 +709,7 @@ uint64_t pager_evict_range(Pager *p, uint64_t page, uint64_t n, bool to_store)
     ForcedEvict f = { .p = p, .page = page, .n = n, .to_store = to_store };
     uint64_t out = 0;
 
-    aio_co_schedule(p->writer_ctx, qemu_coroutine_create(forced_co_entry, &f));
+    pager_co_start(p, p->writer_ctx, forced_co_entry, &f);
     AIO_WAIT_WHILE_UNLOCKED(NULL, !qatomic_load_acquire(&f.done));
 
     QEMU_LOCK_GUARD(&p->lock);

@@ -14,6 +14,7 @@
 #include "pager.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
+#include "qemu/lockable.h"
 #include "qemu/timer.h"
 #include "qemu/userfaultfd.h"
 #include "trace.h"
@@ -67,23 +68,30 @@ bool pager_shard_start(PagerShard *sh, Error **errp)
     return true;
 }
 
+void pager_shard_quiesce(PagerShard *sh)
+{
+    Pager *p = sh->p;
+
+    if (sh->uffd >= 0) {
+        aio_set_fd_handler(sh->ctx, sh->uffd, NULL, NULL, NULL, NULL, NULL);
+    }
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        if (sh->restore_bh) {
+            qemu_bh_delete(sh->restore_bh);
+            sh->restore_bh = NULL;
+        }
+    }
+}
+
 void pager_shard_stop(PagerShard *sh)
 {
     if (sh->iothread) {
-        iothread_stop(sh->iothread);
-    }
-    if (sh->restore_bh) {
-        aio_set_fd_handler(sh->ctx, sh->uffd, NULL, NULL, NULL, NULL, NULL);
-        qemu_bh_delete(sh->restore_bh);
-        sh->restore_bh = NULL;
-    }
-    if (sh->uffd >= 0) {
-        /* Wakes whoever still waits. */
-        close(sh->uffd);
-        sh->uffd = -1;
-    }
-    if (sh->iothread) {
         iothread_destroy(sh->iothread);
         sh->iothread = NULL;
+        sh->ctx = NULL;
+    }
+    if (sh->uffd >= 0) {
+        close(sh->uffd);
+        sh->uffd = -1;
     }
 }

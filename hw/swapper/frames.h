@@ -21,8 +21,8 @@
 
 typedef struct Frame {
     uint32_t page;      /* page whose content this is or was */
-    uint16_t refs;
-    bool queued;        /* in the queue of victims */
+    uint32_t refs:31;
+    uint32_t queued:1;  /* in the queue of victims */
 } Frame;
 
 typedef struct Frames {

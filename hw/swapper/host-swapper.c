@@ -27,6 +27,7 @@
 #include "qapi/qapi-visit-block-core.h"
 #include "qapi/visitor.h"
 #include "qemu/error-report.h"
+#include "qemu/host-utils.h"
 #include "qemu/main-loop.h"
 #include "qemu/module.h"
 #include "qemu/units.h"
@@ -215,6 +216,11 @@ static void swapper_ram_added(RAMBlockNotifier *n, void *host, size_t size,
 
     if (s->started) {
         host_swapper_find_guest_ram(s->pager);
+        if (qatomic_read(&s->pager->base.armed)) {
+            warn_report("host-swapper '%s': guest RAM that is added now is "
+                        "not swapped until memory-limit is set to 0 and back",
+                        swapper_id(s));
+        }
     }
 }
 
@@ -299,33 +305,35 @@ static void swapper_complete(UserCreatable *uc, Error **errp)
 
 /* End */
 
+/*
+ * object-del: bring every page back first; the VM runs on.  The BQL is held
+ * meanwhile, so with much to bring back set memory-limit to 0 beforehand and
+ * wait for the state "off".  Refused while the store cannot be read.
+ */
 static bool swapper_can_be_deleted(UserCreatable *uc)
 {
-    HOST_SWAPPER(uc)->deleting = true;
-    return true;
-}
+    HostSwapper *s = HOST_SWAPPER(uc);
 
-/* Bring every page back; the VM runs on. */
-static void swapper_bring_back(HostSwapper *s)
-{
-    pager_set_limit(s->pager, 0);
-    AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&s->pager->base.armed));
-}
-
-static void swapper_unparent(Object *obj)
-{
-    HostSwapper *s = HOST_SWAPPER(obj);
-
-    if (s->deleting && s->started) {
-        swapper_bring_back(s);
+    if (!s->started) {
+        return true;
     }
+    pager_set_limit(s->pager, 0);
+    AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&s->pager->base.armed) &&
+                                  !qatomic_read(&s->pager->read_error));
+    if (qatomic_read(&s->pager->base.armed)) {
+        error_report("host-swapper '%s': pages cannot be read back from the "
+                     "store", swapper_id(s));
+        pager_set_limit(s->pager, s->memory_limit);
+        return false;
+    }
+    return true;
 }
 
 static void swapper_finalize(Object *obj)
 {
     HostSwapper *s = HOST_SWAPPER(obj);
 
-    if (s->machine_done.notify && !s->started) {
+    if (s->machine_done.notify) {
         qemu_remove_machine_init_done_notifier(&s->machine_done);
     }
     if (s->ram.ram_block_added) {
@@ -424,6 +432,7 @@ static void set_memory_limit(Object *obj, Visitor *v, const char *name,
     }
     s->memory_limit = value;
     if (s->started) {
+        host_swapper_find_guest_ram(s->pager);
         pager_set_limit(s->pager, value);
     }
 }
@@ -517,8 +526,14 @@ static void set_restore_cluster(Object *obj, Visitor *v, const char *name,
                                 void *opaque, Error **errp)
 {
     HostSwapper *s = HOST_SWAPPER(obj);
+    uint32_t value = s->restore_cluster;
 
-    set_small(s, v, name, &s->restore_cluster, PAGER_WINDOW, errp);
+    set_small(s, v, name, &value, PAGER_WINDOW, errp);
+    if (!is_power_of_2(value)) {
+        error_setg(errp, "%s must be a power of two", name);
+        return;
+    }
+    s->restore_cluster = value;
 }
 
 static void swapper_init(Object *obj)
@@ -547,7 +562,6 @@ static void swapper_class_init(ObjectClass *oc, void *data)
 
     ucc->complete = swapper_complete;
     ucc->can_be_deleted = swapper_can_be_deleted;
-    oc->unparent = swapper_unparent;
 
     object_class_property_add_str(oc, "path", get_path, set_path);
     object_class_property_set_description(oc, "path",

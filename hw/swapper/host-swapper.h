@@ -42,7 +42,6 @@ struct HostSwapper {
     Notifier machine_done;
     RAMBlockNotifier ram;
     bool started;
-    bool deleting;
 };
 
 /* guest-ram.c: under the BQL; disarmed */

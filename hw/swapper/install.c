@@ -12,6 +12,9 @@
 #include "qemu/osdep.h"
 #include "block/aio.h"
 #include "pager.h"
+#include "qemu/bitops.h"
+#include "qemu/error-report.h"
+#include "qemu/host-utils.h"
 #include "qemu/lockable.h"
 #include "qemu/memalign.h"
 #include "qemu/timer.h"
@@ -19,7 +22,32 @@
 #include "uffd.h"
 
 /* A failed read is repeated at once this often, then once a second. */
-#define READ_RETRIES    3
+#define READ_TRIES  3
+
+/*
+ * The only copy of guest memory did not arrive.  To go on would be silent
+ * corruption.
+ */
+static void G_NORETURN install_lost(Pager *p, void *addr, int ret)
+{
+    error_report("host-swapper '%s': could not restore guest memory at %p: %s",
+                 p->id, addr, ret < 0 ? strerror(-ret) : "it is in use");
+    abort();
+}
+
+/* Copy @n pages to @page from @src, which is their only copy. */
+static void install_copy(PagerShard *sh, uint64_t page, const void *src,
+                         unsigned n)
+{
+    void *addr = pager_addr(sh->p, page);
+    int ret = uffd_swapper_copy(sh->uffd, addr, src,
+                                (size_t)n * BSST_PAGE_SIZE);
+
+    /* Nobody but us makes a page present that is INSTALLING (P6). */
+    if (ret) {
+        install_lost(sh->p, addr, ret);
+    }
+}
 
 static void install_done_locked(Pager *p, uint64_t page, unsigned n)
 {
@@ -33,9 +61,9 @@ static void install_done_locked(Pager *p, uint64_t page, unsigned n)
     }
 }
 
-/* From a frame */
+/* From a frame.  Called and returns with the lock held. */
 
-void pager_install_frame_locked(PagerShard *sh, uint64_t page)
+static void install_frame_locked(PagerShard *sh, uint64_t page)
 {
     Pager *p = sh->p;
     uint32_t frame = page_ref(&p->pages, page);
@@ -43,8 +71,7 @@ void pager_install_frame_locked(PagerShard *sh, uint64_t page)
     page_install_begin(&p->pages, page);
     qemu_mutex_unlock(&p->lock);
     /* COPY, not MOVE: moving back costs several times as much. */
-    uffd_swapper_copy(sh->uffd, pager_addr(p, page),
-                      frame_addr(&p->frames, frame), BSST_PAGE_SIZE);
+    install_copy(sh, page, frame_addr(&p->frames, frame), 1);
     qemu_mutex_lock(&p->lock);
     install_done_locked(p, page, 1);
     frame_unref(&p->frames, frame);
@@ -78,6 +105,7 @@ static unsigned zero_run_locked(Pager *p, uint64_t page, bool is_write)
     return n;
 }
 
+/* Called and returns with the lock held. */
 static void install_zeroes_locked(PagerShard *sh, uint64_t page, bool is_write)
 {
     Pager *p = sh->p;
@@ -98,13 +126,46 @@ static void install_zeroes_locked(PagerShard *sh, uint64_t page, bool is_write)
     install_done_locked(p, page, n);
 }
 
+/*
+ * A page that should be there was touched.  It is there by now, or it went
+ * behind our back, and reads as zeroes then.  In transit meanwhile: it must
+ * not leave between our look at it and the zeroing.
+ */
+static void refill_locked(PagerShard *sh, uint64_t page)
+{
+    Pager *p = sh->p;
+
+    page_refill_begin(&p->pages, page);
+    qemu_mutex_unlock(&p->lock);
+    uffd_swapper_zero(sh->uffd, pager_addr(p, page), BSST_PAGE_SIZE);
+    qemu_mutex_lock(&p->lock);
+    install_done_locked(p, page, 1);
+}
+
+/* The same where we are not in control (any more); arming waits for us. */
+static void refill_stray_locked(PagerShard *sh, void *addr)
+{
+    Pager *p = sh->p;
+
+    p->stray_refills++;
+    qemu_mutex_unlock(&p->lock);
+    uffd_swapper_zero(sh->uffd, addr, BSST_PAGE_SIZE);
+    uffd_swapper_wake(sh->uffd, addr, BSST_PAGE_SIZE);
+    qemu_mutex_lock(&p->lock);
+    p->stray_refills--;
+    pager_transit_done_locked(p);
+}
+
 /* From the store */
 
 typedef struct Load {
     PagerShard *sh;
     uint64_t page;              /* first */
+    uint8_t *addr;              /* of the first */
     unsigned n;
     BsstSlot slot;              /* of the first; the others follow it */
+    uint64_t owned;             /* pages whose slot reference is ours: bitmap */
+    uint64_t done;              /* pages that need nothing more: bitmap */
     bool restoring;
     int64_t start_ns;           /* of the fault; 0 if there was none */
 } Load;
@@ -136,59 +197,31 @@ static void load_run_locked(Pager *p, Load *l, uint64_t page, unsigned max)
         b++;
     }
     l->page = a;
+    l->addr = pager_addr(p, a);
     l->n = b - a;
     l->slot = slot - (page - a);
+    l->owned = MAKE_64BIT_MASK(0, l->n);
 }
 
-/* Some page of @l still waits for us. */
-static bool load_wanted(Pager *p, const Load *l)
+/* Page @i of @l is still LOADING for @l: nobody took it from us. */
+static bool load_is_ours_locked(Pager *p, const Load *l, unsigned i)
 {
-    QEMU_LOCK_GUARD(&p->lock);
-
-    for (unsigned i = 0; i < l->n; i++) {
-        if (page_state(&p->pages, l->page + i) == PAGE_LOADING &&
-            page_ref(&p->pages, l->page + i) == l->slot + i) {
-            return !p->stopping;
-        }
-    }
-    return false;
-}
-
-/* Read until it succeeds, or until nobody wants it any more. */
-static int coroutine_fn load_co_read(Pager *p, const Load *l, void *buf)
-{
-    for (unsigned tries = 0; ; tries++) {
-        int ret = bsst_store_co_read(p->store, l->slot, l->n, buf);
-
-        if (ret == 0 || !load_wanted(p, l)) {
-            if (tries >= READ_RETRIES) {
-                WITH_QEMU_LOCK_GUARD(&p->lock) {
-                    p->read_error = false;
-                }
-            }
-            return ret;
-        }
-        if (tries >= READ_RETRIES) {
-            pager_store_error(p, false, -ret);
-            qemu_co_sleep_ns(QEMU_CLOCK_REALTIME, NANOSECONDS_PER_SECOND);
-        }
-    }
+    return page_state(&p->pages, l->page + i) == PAGE_LOADING &&
+           page_ref(&p->pages, l->page + i) == l->slot + i;
 }
 
 /*
- * Take those pages of @l that are still LOADING from it (others may have
- * installed or discarded some, or they may be on their way again).  Returns
- * them as a bitmap.
+ * Take those pages of @mask that are still ours.  Returns them.  Others have
+ * been installed or discarded, or are on their way again.
  */
-static uint64_t load_take_locked(Pager *p, const Load *l)
+static uint64_t load_take_locked(Pager *p, const Load *l, uint64_t mask)
 {
     uint64_t taken = 0;
 
     for (unsigned i = 0; i < l->n; i++) {
         uint64_t page = l->page + i;
 
-        if (page_state(&p->pages, page) != PAGE_LOADING ||
-            page_ref(&p->pages, page) != l->slot + i) {
+        if (!(mask >> i & 1) || !load_is_ours_locked(p, l, i)) {
             continue;
         }
         p->n.intercepted_restored +=
@@ -201,31 +234,123 @@ static uint64_t load_take_locked(Pager *p, const Load *l)
     return taken;
 }
 
-static void load_install(const Load *l, const uint8_t *buf)
+/* Install those pages of @mask that are still ours; @buf has all of @l. */
+static void load_install(Load *l, const uint8_t *buf, uint64_t mask)
 {
     Pager *p = l->sh->p;
-    uint64_t taken;
-    unsigned i, run;
+    uint64_t taken, rest;
 
     WITH_QEMU_LOCK_GUARD(&p->lock) {
-        taken = load_take_locked(p, l);
+        taken = load_take_locked(p, l, mask);
     }
-    for (i = 0; i < l->n; i += run) {
-        bool in = taken >> i & 1;
+    for (rest = taken; rest; ) {
+        unsigned i = ctz64(rest), run = cto64(rest >> i);
 
-        for (run = 1; i + run < l->n && (taken >> (i + run) & 1) == in; run++) {
-            /* count */
-        }
-        if (!in) {
-            continue;
-        }
-        uffd_swapper_copy(l->sh->uffd, pager_addr(p, l->page + i),
-                          buf + (size_t)i * BSST_PAGE_SIZE,
-                          (size_t)run * BSST_PAGE_SIZE);
+        install_copy(l->sh, l->page + i, buf + (size_t)i * BSST_PAGE_SIZE,
+                     run);
         WITH_QEMU_LOCK_GUARD(&p->lock) {
             install_done_locked(p, l->page + i, run);
         }
+        rest &= ~MAKE_64BIT_MASK(i, run);
     }
+    l->done |= mask;
+    if (taken != mask) {
+        /* Who waits for a page that was discarded must look again. */
+        uffd_swapper_wake(l->sh->uffd, l->addr,
+                          (size_t)l->n * BSST_PAGE_SIZE);
+    }
+}
+
+/*
+ * The slots of the remaining pages cannot be read.  Who was touched stays, and
+ * is tried again; the others go back to where they were.  Returns false if
+ * none is left.
+ */
+static bool load_give_up_locked(Pager *p, Load *l)
+{
+    for (unsigned i = 0; i < l->n; i++) {
+        uint64_t bit = 1ull << i, page = l->page + i;
+
+        if (l->done & bit) {
+            continue;
+        }
+        if (!load_is_ours_locked(p, l, i) || p->stopping) {
+            l->done |= bit;
+        } else if (!page_flag(&p->pages, page, PAGE_FLAG_FAULTED)) {
+            page_load_failed(&p->pages, page);
+            l->owned &= ~bit;       /* P1: it is the page's again */
+            l->done |= bit;
+        }
+    }
+    return l->done != MAKE_64BIT_MASK(0, l->n);
+}
+
+/* One bad slot must not take its neighbours along: read one by one. */
+static int coroutine_fn load_co_each(Load *l, uint8_t *buf)
+{
+    Pager *p = l->sh->p;
+    int ret = 0;
+
+    for (unsigned i = 0; i < l->n; i++) {
+        uint8_t *page = buf + (size_t)i * BSST_PAGE_SIZE;
+        int err;
+
+        if (l->done >> i & 1) {
+            continue;
+        }
+        err = bsst_store_co_read(p->store, l->slot + i, 1, page);
+        if (err == 0) {
+            load_install(l, buf, 1ull << i);
+        } else {
+            ret = err;
+        }
+    }
+    return ret;
+}
+
+/* Read and install until nothing is left to do. */
+static void coroutine_fn load_co_all(Load *l, uint8_t *buf)
+{
+    Pager *p = l->sh->p;
+    bool again;
+    int ret;
+
+    for (int tries = 0; tries < READ_TRIES; tries++) {
+        ret = bsst_store_co_read(p->store, l->slot, l->n, buf);
+        if (ret == 0) {
+            load_install(l, buf, MAKE_64BIT_MASK(0, l->n));
+            return;
+        }
+    }
+    while ((ret = load_co_each(l, buf)) < 0) {
+        WITH_QEMU_LOCK_GUARD(&p->lock) {
+            again = load_give_up_locked(p, l);
+        }
+        pager_store_error(p, false, -ret);
+        if (!again) {
+            uffd_swapper_wake(l->sh->uffd, l->addr,
+                              (size_t)l->n * BSST_PAGE_SIZE);
+            return;
+        }
+        qemu_co_sleep_ns(QEMU_CLOCK_REALTIME, NANOSECONDS_PER_SECOND);
+    }
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        p->read_error = false;
+    }
+}
+
+/* P3: the references that the pages owned are ours. */
+static void load_unref(Load *l)
+{
+    BsstSlot slot[PAGER_WINDOW];
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < l->n; i++) {
+        if (l->owned >> i & 1) {
+            slot[n++] = l->slot + i;
+        }
+    }
+    bsst_slot_unref(l->sh->p->store, slot, n);
 }
 
 static void coroutine_fn load_co_entry(void *opaque)
@@ -234,32 +359,23 @@ static void coroutine_fn load_co_entry(void *opaque)
     PagerShard *sh = l->sh;
     Pager *p = sh->p;
     void *buf = qemu_memalign(BSST_PAGE_SIZE, (size_t)l->n * BSST_PAGE_SIZE);
-    BsstSlot slot[PAGER_WINDOW];
 
-    if (load_co_read(p, l, buf) == 0) {
-        load_install(l, buf);
-        if (l->start_ns) {
-            bsst_latency_add(&p->lat_store, get_clock() - l->start_ns);
-        }
-    }
+    load_co_all(l, buf);
     qemu_vfree(buf);
-
-    /* P3: the references that the pages owned are ours. */
-    for (unsigned i = 0; i < l->n; i++) {
-        slot[i] = l->slot + i;
+    if (l->start_ns) {
+        bsst_latency_add(&p->lat_store, get_clock() - l->start_ns);
     }
-    bsst_slot_unref(p->store, slot, l->n);
-
+    load_unref(l);
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         p->loads--;
         if (l->restoring) {
             sh->restoring--;
+            if (sh->restore_bh) {
+                qemu_bh_schedule(sh->restore_bh);
+            }
         }
     }
     trace_pager_loaded(p->id, l->page, l->n, l->slot, l->restoring);
-    if (l->restoring) {
-        qemu_bh_schedule(sh->restore_bh);
-    }
     g_free(l);
     pager_co_end(p);
 }
@@ -312,19 +428,33 @@ static bool must_wait_locked(Pager *p)
     return !pager_yields_locked(p) && pager_charged_locked(p) >= p->limit;
 }
 
+void coroutine_fn pager_co_admit(BsstPager *pager)
+{
+    Pager *p = container_of(pager, Pager, base);
+    bool wait;
+
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        wait = must_wait_locked(p);
+    }
+    if (!wait) {
+        return;
+    }
+    /* Direct reclaim: who needs memory helps to find some. */
+    pager_evict(p, PAGER_WINDOW);
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        if (must_wait_locked(p)) {
+            pager_kick_writer(p);
+            qemu_co_queue_wait(&p->admit, &p->lock);
+        }
+    }
+}
+
 static void coroutine_fn admit_co_entry(void *opaque)
 {
     Waiter *w = opaque;
     Pager *p = w->sh->p;
 
-    /* Direct reclaim: who needs memory helps to find some. */
-    pager_evict(p, PAGER_WINDOW);
-    pager_kick_writer(p);
-    WITH_QEMU_LOCK_GUARD(&p->lock) {
-        if (must_wait_locked(p)) {
-            qemu_co_queue_wait(&p->admit, &p->lock);
-        }
-    }
+    pager_co_admit(&p->base);
     pager_fault(w->sh, w->addr, w->is_write, w->start_ns);
     pager_co_end(w->sh->p);
     g_free(w);
@@ -340,14 +470,14 @@ static void coroutine_fn arming_co_entry(void *opaque)
     g_free(w);
 }
 
-static void fault_later_locked(PagerShard *sh, uint64_t page, bool is_write,
+static void fault_later_locked(PagerShard *sh, void *addr, bool is_write,
                                int64_t start_ns, CoroutineEntry *entry)
 {
     Waiter *w = g_new(Waiter, 1);
 
     *w = (Waiter) {
         .sh = sh,
-        .addr = pager_addr(sh->p, page),
+        .addr = addr,
         .is_write = is_write,
         .start_ns = start_ns,
     };
@@ -373,7 +503,8 @@ static void fault_store_locked(PagerShard *sh, uint64_t page, bool is_write,
     Load *l;
 
     if (must_wait_locked(p)) {
-        fault_later_locked(sh, page, is_write, start_ns, admit_co_entry);
+        fault_later_locked(sh, pager_addr(p, page), is_write, start_ns,
+                           admit_co_entry);
         return;
     }
     count_intercepted_locked(p, page, is_write);
@@ -399,18 +530,17 @@ void pager_fault(PagerShard *sh, void *addr, bool is_write, int64_t start_ns)
     trace_pager_fault(p->id, page, state, is_write);
     switch (state) {
     case PAGE_NONE:
+        p->n.faults_raced++;
         if (p->arming) {
-            fault_later_locked(sh, page, is_write, start_ns, arming_co_entry);
-            break;
+            fault_later_locked(sh, addr, is_write, start_ns, arming_co_entry);
+        } else {
+            refill_stray_locked(sh, addr);
         }
-        /* fall through */
+        break;
     case PAGE_RESIDENT:
-        /* There by now; or gone behind our back, and reads as zeroes. */
         p->n.faults_raced++;
         lat = &p->lat_raced;
-        qemu_mutex_unlock(&p->lock);
-        uffd_swapper_zero(sh->uffd, addr, BSST_PAGE_SIZE);
-        qemu_mutex_lock(&p->lock);
+        refill_locked(sh, page);
         break;
     case PAGE_EVICTING:
         /* Who evicts brings it back. */
@@ -429,11 +559,11 @@ void pager_fault(PagerShard *sh, void *addr, bool is_write, int64_t start_ns)
     case PAGE_WRITING:
         p->n.faults_victim++;
         lat = &p->lat_victim;
-        pager_install_frame_locked(sh, page);
+        install_frame_locked(sh, page);
         break;
     case PAGE_ZERO:
         if (must_wait_locked(p)) {
-            fault_later_locked(sh, page, is_write, start_ns, admit_co_entry);
+            fault_later_locked(sh, addr, is_write, start_ns, admit_co_entry);
             break;
         }
         p->n.faults_zero++;
@@ -452,6 +582,21 @@ void pager_fault(PagerShard *sh, void *addr, bool is_write, int64_t start_ns)
     }
 }
 
+static void coroutine_fn touch_co_entry(void *opaque)
+{
+    Waiter *w = opaque;
+
+    pager_fault(w->sh, w->addr, w->is_write, w->start_ns);
+    pager_co_end(w->sh->p);
+    g_free(w);
+}
+
+void pager_touch_locked(Pager *p, uint64_t page)
+{
+    fault_later_locked(pager_shard(p, page), pager_addr(p, page), true,
+                       get_clock(), touch_co_entry);
+}
+
 /* From a disk read */
 
 bool pager_install(BsstPager *pager, void *addr, const void *buf)
@@ -460,6 +605,7 @@ bool pager_install(BsstPager *pager, void *addr, const void *buf)
     BsstSlot slot = BSST_SLOT_NONE;
     uint32_t frame = FRAME_NONE;
     uint64_t page;
+    int ret;
 
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         if (!pager_lookup(p, addr, &page) || !page_is_out(&p->pages, page)) {
@@ -480,7 +626,8 @@ bool pager_install(BsstPager *pager, void *addr, const void *buf)
         p->n.installed++;
         page_install_begin(&p->pages, page);
     }
-    uffd_swapper_copy(pager_shard(p, page)->uffd, addr, buf, BSST_PAGE_SIZE);
+    ret = uffd_swapper_copy(pager_shard(p, page)->uffd, addr, buf,
+                            BSST_PAGE_SIZE);
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         install_done_locked(p, page, 1);
         if (frame != FRAME_NONE) {
@@ -490,5 +637,5 @@ bool pager_install(BsstPager *pager, void *addr, const void *buf)
     if (slot != BSST_SLOT_NONE) {
         bsst_slot_unref(p->store, &slot, 1);
     }
-    return true;
+    return ret == 0;
 }

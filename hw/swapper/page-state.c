@@ -132,6 +132,11 @@ void page_install_begin(PageTable *t, uint64_t page)
     change(t, page, IN_OUT, PAGE_INSTALLING, 0, 0);
 }
 
+void page_refill_begin(PageTable *t, uint64_t page)
+{
+    change(t, page, IN(RESIDENT), PAGE_INSTALLING, 0, 0);
+}
+
 void page_install_done(PageTable *t, uint64_t page)
 {
     change(t, page, IN(INSTALLING), PAGE_RESIDENT, 0, 0);

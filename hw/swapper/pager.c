@@ -31,6 +31,9 @@
 #include "qemu/timer.h"
 #include "trace.h"
 
+/* Pages that are discarded under one hold of the page lock. */
+#define DISCARD_BATCH   512
+
 bool pager_lookup(const Pager *p, const void *addr, uint64_t *page)
 {
     for (unsigned i = 0; i < p->nregions; i++) {
@@ -95,6 +98,13 @@ void pager_transit_done_locked(Pager *p)
     }
 }
 
+void pager_wait_transit_locked(Pager *p)
+{
+    p->transit_waiters++;
+    qemu_cond_wait(&p->transit_cond, &p->lock);
+    p->transit_waiters--;
+}
+
 /* What the block driver may ask: BsstPagerOps */
 
 static void pager_claim(BsstPager *pager, void *const *addr,
@@ -133,8 +143,10 @@ static void pager_claim(BsstPager *pager, void *const *addr,
         }
     }
     p->n.intercepted += nslots;
-    /* P4: still under the page lock */
-    bsst_slot_ref(p->store, slot, nslots);
+    if (nslots) {
+        /* P4: still under the page lock */
+        bsst_slot_ref(p->store, slot, nslots);
+    }
 }
 
 static void pager_release_claims(BsstPager *pager, const BsstPageClaim *claim,
@@ -171,8 +183,10 @@ static const BsstPagerOps pager_ops = {
     .claim = pager_claim,
     .release = pager_release_claims,
     .absent = pager_absent,
+    .co_admit = pager_co_admit,
     .install = pager_install,
     .written = pager_written,
+    .space = pager_space,
     .free = pager_free,
 };
 
@@ -184,9 +198,7 @@ static BsstSlot discard_one_locked(Pager *p, uint64_t page)
     BsstSlot slot = BSST_SLOT_NONE;
 
     while (page_in_transit(&p->pages, page)) {
-        p->transit_waiters++;
-        qemu_cond_wait(&p->transit_cond, &p->lock);
-        p->transit_waiters--;
+        pager_wait_transit_locked(p);
     }
     switch (page_state(&p->pages, page)) {
     case PAGE_NONE:
@@ -194,43 +206,59 @@ static BsstSlot discard_one_locked(Pager *p, uint64_t page)
     case PAGE_VICTIM:
     case PAGE_WRITING:
         frame_unref(&p->frames, page_ref(&p->pages, page));
+        p->n.discarded++;
         break;
     case PAGE_SWAPPED:
         slot = page_ref(&p->pages, page);
+        p->n.discarded++;
+        break;
+    case PAGE_LOADING:
+        /* The loader drops the slot, and wakes who waits for the page. */
+        p->n.discarded++;
         break;
     default:
         break;
     }
-    p->n.discarded += page_state(&p->pages, page) > PAGE_EVICTING &&
-                      page_state(&p->pages, page) != PAGE_ZERO;
     page_discard(&p->pages, page);
     return slot;
 }
 
-void pager_discard(Pager *p, void *host, size_t bytes)
+void pager_discard_pages(Pager *p, uint64_t page, uint64_t n, bool release)
 {
-    uint64_t n = bytes >> BSST_PAGE_BITS, page;
-    BsstSlot slot[PAGER_WINDOW];
+    uint64_t end = page + n;
+    BsstSlot slot[DISCARD_BATCH];
 
-    if (!qatomic_read(&p->base.armed)) {
-        return;
-    }
-    for (uint64_t i = 0; i < n; ) {
+    while (page < end) {
+        uint64_t stop = MIN(end, page + DISCARD_BATCH);
         unsigned nslots = 0;
 
         qemu_mutex_lock(&p->lock);
-        for (; i < n && nslots < PAGER_WINDOW; i++) {
-            uint8_t *addr = (uint8_t *)host + (i << BSST_PAGE_BITS);
-
-            if (pager_lookup(p, addr, &page)) {
-                slot[nslots] = discard_one_locked(p, page);
-                nslots += slot[nslots] != BSST_SLOT_NONE;
+        for (; page < stop; page++) {
+            slot[nslots] = discard_one_locked(p, page);
+            nslots += slot[nslots] != BSST_SLOT_NONE;
+            if (release && page_state(&p->pages, page) != PAGE_NONE) {
+                page_release(&p->pages, page);
             }
         }
         qemu_mutex_unlock(&p->lock);
-        bsst_slot_unref(p->store, slot, nslots);
+        if (nslots) {
+            bsst_slot_unref(p->store, slot, nslots);
+        }
     }
-    trace_pager_discard(p->id, host, bytes);
+}
+
+/*
+ * @host lies in one RAMBlock.  RAMBlocks come and go under the BQL, which the
+ * caller holds.
+ */
+void pager_discard(Pager *p, void *host, size_t bytes)
+{
+    uint64_t page;
+
+    if (qatomic_read(&p->base.armed) && pager_lookup(p, host, &page)) {
+        pager_discard_pages(p, page, bytes >> BSST_PAGE_BITS, false);
+        trace_pager_discard(p->id, host, bytes);
+    }
 }
 
 /* Store errors */
@@ -261,6 +289,7 @@ void pager_store_error(Pager *p, bool is_write, int err)
 
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         *(is_write ? &p->write_error : &p->read_error) = true;
+        aio_wait_kick();
         if (p->event_ns && now - p->event_ns < NANOSECONDS_PER_SECOND) {
             return;
         }
@@ -340,6 +369,7 @@ Pager *pager_new(const char *id, unsigned nshards, Error **errp)
     p->nshards = nshards;
     p->shard = g_new0(PagerShard, nshards);
     p->pagemap_fd = -1;
+    p->frames.uffd = -1;
     p->rng = g_random_int() | 1;
     qemu_mutex_init(&p->region_lock);
     qemu_mutex_init(&p->lock);
@@ -369,22 +399,44 @@ fail:
     return NULL;
 }
 
+static void quiesce_writer_bh(void *opaque)
+{
+    pager_writer_quiesce(opaque);
+}
+
+static void quiesce_shard_bh(void *opaque)
+{
+    pager_shard_quiesce(opaque);
+}
+
+/* First whatever starts work, then the work, then the threads. */
 void pager_stop(Pager *p)
 {
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         p->stopping = true;
         qatomic_set(&p->base.armed, false);
     }
-    pager_kick_writer(p);
-    AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&p->io));
-    /* The writer first: it schedules work for the shards. */
-    if (p->writer_thread) {
-        iothread_stop(p->writer_thread);
+    if (p->writer_ctx) {
+        aio_wait_bh_oneshot(p->writer_ctx, quiesce_writer_bh, p);
     }
+    for (unsigned i = 0; i < p->nshards; i++) {
+        if (p->shard[i].ctx) {
+            aio_wait_bh_oneshot(p->shard[i].ctx, quiesce_shard_bh,
+                                &p->shard[i]);
+        }
+    }
+    if (p->frames.base) {
+        pager_reclaim_frames(p);        /* lets in who waits for memory */
+    }
+    AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&p->io));
     for (unsigned i = 0; i < p->nshards; i++) {
         pager_shard_stop(&p->shard[i]);
     }
-    pager_writer_destroy(p);
+    if (p->writer_thread) {
+        iothread_destroy(p->writer_thread);
+        p->writer_thread = NULL;
+        p->writer_ctx = NULL;
+    }
 }
 
 static void pager_free(BsstPager *pager)

@@ -116,6 +116,8 @@ struct Pager {
     HostSwapperState state;
     bool arming;
     bool releasing;             /* restore everything, then disarm */
+    bool disarming;             /* nothing is out, and nothing may leave */
+    unsigned stray_refills;     /* zeroing of pages that are not controlled */
     bool reclaiming;            /* between the watermarks */
     bool store_full;
     bool write_error;
@@ -137,6 +139,7 @@ struct Pager {
 
     /* Writer thread */
     uint64_t anon_overhead;     /* anonymous memory outside guest RAM, bytes */
+    int64_t next_scan_ns;
 
     /* Thread-safe API */
     BsstLatency lat_victim, lat_store, lat_zero, lat_raced;
@@ -184,15 +187,22 @@ void pager_co_end(Pager *p);
 
 /* A page left a transit state. */
 void pager_transit_done_locked(Pager *p);
+/* Wait until one does.  Not in a shard thread. */
+void pager_wait_transit_locked(Pager *p);
 
 /* Guest RAM [host, host + bytes) is about to be discarded. */
 void pager_discard(Pager *p, void *host, size_t bytes);
+/* Forget the content of @n pages; with @release they are PAGE_NONE then. */
+void pager_discard_pages(Pager *p, uint64_t page, uint64_t n, bool release);
 
 /* Tell the management about a store error, once a second at most. */
 void pager_store_error(Pager *p, bool is_write, int err);
 
 /* fault.c */
 bool pager_shard_start(PagerShard *sh, Error **errp);
+/* No new faults and restores. */
+void pager_shard_quiesce(PagerShard *sh);
+/* Quiesced, and its coroutines have ended.  Wakes whoever still waits. */
 void pager_shard_stop(PagerShard *sh);
 
 /* install.c */
@@ -202,21 +212,25 @@ void pager_fault(PagerShard *sh, void *addr, bool is_write, int64_t start_ns);
 /* Load at most @max pages around @page, which is SWAPPED, and install them. */
 void pager_load_locked(PagerShard *sh, uint64_t page, unsigned max,
                        bool restoring);
-/* Bring @page back from its frame.  Called and returns with the lock held. */
-void pager_install_frame_locked(PagerShard *sh, uint64_t page);
+/* Let @page's shard do what it would do if @page were touched. */
+void pager_touch_locked(Pager *p, uint64_t page);
+/* BsstPagerOps */
+void coroutine_fn pager_co_admit(BsstPager *pager);
 /* BsstPagerOps */
 bool pager_install(BsstPager *pager, void *addr, const void *buf);
 
 /* evict.c */
 void pager_writer_init(Pager *p);
-/* The writer thread has been stopped. */
-void pager_writer_destroy(Pager *p);
+/* Nothing leaves any more. */
+void pager_writer_quiesce(Pager *p);
 /* Main thread, before the first arming.  At most one pager a store. */
 bool pager_attach_store(Pager *p, BsstStore *store, Error **errp);
 /* Main thread, after pager_stop(). */
 void pager_detach_store(Pager *p);
-/* Any thread, with or without the lock. */
+/* Under the lock, or in one of our threads, or in the main thread. */
 void pager_kick_writer(Pager *p);
+/* BsstPagerOps */
+void pager_space(BsstPager *pager);
 /* Move up to @want pages into frames.  Returns the number. */
 unsigned pager_evict(Pager *p, unsigned want);
 /* Give the memory of dropped frames back, let faults in that wait for it. */
@@ -239,9 +253,13 @@ bool pager_release_some(Pager *p);
 void pager_set_regions(Pager *p, const PagerRegion *list, unsigned n);
 /* Main thread: the RAM at @host is about to go away. */
 void pager_remove_region(Pager *p, void *host);
-/* Writer thread.  Returns true. */
-bool pager_arm(Pager *p);
-void pager_disarm(Pager *p);
+/*
+ * Writer thread.  Returns false if there is no limit (unless @forced) or we
+ * are about to end.
+ */
+bool pager_arm(Pager *p, bool forced);
+/* Writer thread.  Returns false if pages are out, or meant to be again. */
+bool pager_disarm(Pager *p);
 /* Writer thread; disarmed.  True if guest RAM comes near the limit. */
 bool pager_near_limit(Pager *p);
 

@@ -18,6 +18,8 @@
 
 /* Loads under way at once while everything comes back. */
 #define RELEASE_LOADS   8
+/* Pages in frames that come back in one go. */
+#define RELEASE_TOUCHES 256
 /* Pages that are looked at in one go. */
 #define RELEASE_SCAN    (1u << 16)
 
@@ -26,24 +28,20 @@
 void pager_written(BsstPager *pager, void *const *addr, unsigned n)
 {
     Pager *p = container_of(pager, Pager, base);
-    uint64_t kick = 0, page;
+    uint64_t page;
 
-    WITH_QEMU_LOCK_GUARD(&p->lock) {
-        for (unsigned i = 0; i < n; i++) {
-            PagerShard *sh;
+    QEMU_LOCK_GUARD(&p->lock);
+    for (unsigned i = 0; i < n; i++) {
+        PagerShard *sh;
 
-            if (!pager_lookup(p, addr[i], &page) ||
-                page_state(&p->pages, page) != PAGE_SWAPPED) {
-                continue;
-            }
-            sh = pager_shard(p, page);
-            g_array_append_val(sh->restore, (uint32_t) { page });
-            kick |= 1ull << sh->index;
+        if (!pager_lookup(p, addr[i], &page) ||
+            page_state(&p->pages, page) != PAGE_SWAPPED) {
+            continue;
         }
-    }
-    for (unsigned i = 0; i < p->nshards; i++) {
-        if (kick >> i & 1) {
-            qemu_bh_schedule(p->shard[i].restore_bh);
+        sh = pager_shard(p, page);
+        g_array_append_val(sh->restore, (uint32_t) { page });
+        if (sh->restore->len == 1 && sh->restore_bh) {
+            qemu_bh_schedule(sh->restore_bh);
         }
     }
 }
@@ -84,8 +82,11 @@ void pager_restore_bh(void *opaque)
 
 /* Everything */
 
-/* Bring @page back if it is out and nobody does so yet. */
-static void release_one_locked(Pager *p, uint64_t page)
+/*
+ * Bring @page back if it is out and nobody does so yet.  Returns true if a
+ * shard was asked to.
+ */
+static bool release_one_locked(Pager *p, uint64_t page)
 {
     PagerShard *sh = pager_shard(p, page);
 
@@ -95,34 +96,34 @@ static void release_one_locked(Pager *p, uint64_t page)
         break;
     case PAGE_VICTIM:
     case PAGE_WRITING:
-        pager_install_frame_locked(sh, page);
-        break;
+        pager_touch_locked(p, page);
+        return true;
     default:
         break;
     }
+    return false;
 }
 
 bool pager_release_some(Pager *p)
 {
-    uint64_t *count = p->pages.count;
+    const uint64_t *count = p->pages.count;
+    unsigned touches = 0;
 
-    WITH_QEMU_LOCK_GUARD(&p->lock) {
-        for (unsigned i = 0; i < RELEASE_SCAN; i++) {
-            uint64_t out = count[PAGE_SWAPPED] + count[PAGE_VICTIM] +
-                           count[PAGE_WRITING];
+    QEMU_LOCK_GUARD(&p->lock);
+    for (unsigned i = 0; i < RELEASE_SCAN && touches < RELEASE_TOUCHES; i++) {
+        uint64_t frames = count[PAGE_VICTIM] + count[PAGE_WRITING];
 
-            if (!out || p->loads >= RELEASE_LOADS) {
-                break;
-            }
-            if (p->release_at >= p->pages.npages) {
-                p->release_at = 0;
-            }
-            release_one_locked(p, p->release_at++);
+        if (p->loads >= RELEASE_LOADS || !(count[PAGE_SWAPPED] + frames)) {
+            break;
         }
-        return count[PAGE_SWAPPED] + count[PAGE_VICTIM] +
-               count[PAGE_WRITING] + count[PAGE_LOADING] +
-               count[PAGE_INSTALLING] + count[PAGE_EVICTING] +
-               p->writes + p->loads;
+        if (p->release_at >= p->pages.npages) {
+            p->release_at = 0;
+            if (p->read_error) {
+                break;      /* again at the next tick */
+            }
+        }
+        touches += release_one_locked(p, p->release_at++);
     }
-    g_assert_not_reached();
+    return count[PAGE_SWAPPED] + count[PAGE_VICTIM] + count[PAGE_WRITING] +
+           count[PAGE_LOADING] + count[PAGE_EVICTING] + p->writes + p->loads;
 }

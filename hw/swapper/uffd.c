@@ -98,6 +98,7 @@ static ssize_t install_stopped(int fd, void *dst, int err)
 int uffd_swapper_copy(int fd, void *dst, const void *src, size_t bytes)
 {
     size_t done = 0;
+    int present = 0;
 
     while (done < bytes) {
         struct uffdio_copy c = {
@@ -121,13 +122,15 @@ int uffd_swapper_copy(int fd, void *dst, const void *src, size_t bytes)
             return skip;
         }
         done += skip;
+        present += skip > 0;
     }
-    return 0;
+    return present;
 }
 
 int uffd_swapper_zero(int fd, void *dst, size_t bytes)
 {
     size_t done = 0;
+    int present = 0;
 
     while (done < bytes) {
         struct uffdio_zeropage z = {
@@ -149,8 +152,9 @@ int uffd_swapper_zero(int fd, void *dst, size_t bytes)
             return skip;
         }
         done += skip;
+        present += skip > 0;
     }
-    return 0;
+    return present;
 }
 
 size_t uffd_swapper_move(int fd, void *dst, void *src, size_t bytes, int *err)

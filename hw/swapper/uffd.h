@@ -27,8 +27,8 @@ int uffd_swapper_unregister(int fd, void *addr, size_t bytes);
  * Copy @bytes from @src to the absent pages at @dst and wake who waits there.
  * Pages that are present already stay as they are.
  *
- * Returns 0, or -errno if the range is not ours any more.  Waits while the
- * kernel has no memory.
+ * Returns how many pages were present already, or -errno if the range is not
+ * ours any more.  Waits while the kernel has no memory.
  */
 int uffd_swapper_copy(int fd, void *dst, const void *src, size_t bytes);
 

@@ -117,9 +117,8 @@ BsstPager *bsst_store_get_pager(BsstStore *s);
 void bsst_pager_ref(BsstPager *pager);
 void bsst_pager_unref(BsstPager *pager);
 
-/* Called when space returns to a store that was full.  Any thread. */
-void bsst_store_set_space_notifier(BsstStore *s, void (*fn)(void *opaque),
-                                   void *opaque);
+/* Enough slots are free to go on after the store was full. */
+bool bsst_store_has_space(BsstStore *s);
 
 BsstStoreStats *bsst_store_query(BsstStore *s);
 

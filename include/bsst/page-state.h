@@ -21,6 +21,7 @@
  *                                    +------------------------+
  *                                          page_load_failed
  *
+ *   page_refill_begin: RESIDENT -> INSTALLING
  *   page_discard: RESIDENT and every absent state -> ZERO
  *   page_control: NONE -> RESIDENT or ZERO;  page_release: these -> NONE
  *
@@ -132,6 +133,8 @@ void page_write_zero(PageTable *t, uint64_t page);
 void page_load_begin(PageTable *t, uint64_t page);
 void page_load_failed(PageTable *t, uint64_t page);
 void page_install_begin(PageTable *t, uint64_t page);
+/* RESIDENT, but perhaps gone behind our back: find out. */
+void page_refill_begin(PageTable *t, uint64_t page);
 void page_install_done(PageTable *t, uint64_t page);
 void page_discard(PageTable *t, uint64_t page);
 

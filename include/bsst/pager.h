@@ -18,6 +18,7 @@
 #define BSST_PAGER_H
 
 #include "bsst/types.h"
+#include "qemu/coroutine-core.h"
 
 typedef enum BsstPageKind {
     /* Use the memory itself (a touch waits for one device read at most). */
@@ -60,6 +61,12 @@ typedef struct BsstPagerOps {
                    unsigned n);
 
     /*
+     * Wait until there is memory below the limit for pages to be installed.
+     * Waits for the swapper's own writes only.
+     */
+    void coroutine_fn (*co_admit)(BsstPager *pager);
+
+    /*
      * Make @buf the content of @page without reading its old content.
      *
      * Returns true if done; false if the page is present, so that the caller
@@ -72,6 +79,9 @@ typedef struct BsstPagerOps {
      * guest is likely to touch them soon: bring them back in the background.
      */
     void (*written)(BsstPager *pager, void *const *page, unsigned n);
+
+    /* Space has returned to the store, which was full.  Any thread. */
+    void (*space)(BsstPager *pager);
 
     /* The last reference went away: free @pager. */
     void (*free)(BsstPager *pager);
