@@ -116,9 +116,9 @@ bool bsst_store_create(const char *path, uint64_t size, Error **errp)
     uint64_t bytes;
     int fd;
 
-    if (size < BSST_HEADER_BYTES) {
+    if (size < BSST_MIN_SLOTS * BSST_PAGE_SIZE) {
         error_setg(errp, "store-size of %" PRIu64 " bytes is too small; give "
-                   "at least 2M", size);
+                   "at least 1M", size);
         return false;
     }
     bytes = ROUND_UP(size, BSST_PAGE_SIZE) + BSST_HEADER_BYTES;
@@ -153,10 +153,7 @@ static bool GRAPH_RDLOCK store_is_blank(BlockDriverState *bs, int64_t bytes)
     return true;
 }
 
-/*
- * Read the superblock, or make one on a blank image, and mark the store as
- * opened once more.
- */
+/* Read the superblock, or make one up for a blank image. */
 static bool store_load_superblock(BsstStore *s, BsstSuperblock *sb,
                                   Error **errp)
 {
@@ -195,10 +192,19 @@ static bool store_load_superblock(BsstStore *s, BsstSuperblock *sb,
                    "preallocation=metadata FILE SIZE", s->node_name, reason);
         return false;
     }
+    return true;
+}
+
+/* The last step of opening: from here on the image is a store. */
+static bool store_save_superblock(BsstStore *s, BsstSuperblock *sb,
+                                  Error **errp)
+{
+    g_autofree uint8_t *buf = g_malloc0(BSST_SUPERBLOCK_BYTES);
+    int ret;
+
     if (s->read_only) {
         return true;
     }
-
     sb->generation++;
     bsst_superblock_encode(sb, buf);
     ret = blk_pwrite(s->blk, 0, BSST_SUPERBLOCK_BYTES, buf, 0);
@@ -391,7 +397,8 @@ static BsstStore *store_new(BlockDriverState *bs, BlockdevAioOptions aio,
     bdrv_graph_rdlock_main_loop();
     protocol = store_resolve(s, &sb, errp);
     bdrv_graph_rdunlock_main_loop();
-    if (!protocol || !store_open_fd(s, protocol, errp)) {
+    if (!protocol || !store_open_fd(s, protocol, errp) ||
+        !store_save_superblock(s, &sb, errp)) {
         goto fail;
     }
     s->slots = slot_table_new(sb.nslots);

@@ -155,8 +155,11 @@ static bool open_store_path(HostSwapper *s, Error **errp)
     BlockDriverState *bs;
     bool ok;
 
-    if (created && !bsst_store_create(s->path, s->store_size, errp)) {
-        return false;
+    if (created) {
+        if (!bsst_store_create(s->path, s->store_size, errp)) {
+            return false;
+        }
+        s->created = true;
     }
     opts = qdict_new();
     qdict_put_str(opts, "driver", "qcow2");
@@ -172,6 +175,14 @@ static bool open_store_path(HostSwapper *s, Error **errp)
     ok = open_store(s, node, errp);
     bdrv_unref(bs);
     return ok;
+}
+
+/* A start that failed leaves no store behind that was not there before. */
+static void remove_created(HostSwapper *s)
+{
+    if (s->created && !s->started) {
+        unlink(s->path);
+    }
 }
 
 /* The machine is complete: guest RAM and all block nodes exist. */
@@ -205,6 +216,7 @@ static void swapper_machine_done(Notifier *n, void *unused)
 
     if (!swapper_start(s, &err)) {
         error_report_err(err);
+        remove_created(s);
         exit(1);
     }
 }
@@ -241,8 +253,21 @@ static void swapper_ram_removed(RAMBlockNotifier *n, void *host, size_t size,
     }
 }
 
+static int is_other_swapper(Object *obj, void *opaque)
+{
+    HostSwapper *s = (HostSwapper *)object_dynamic_cast(obj,
+                                                        TYPE_HOST_SWAPPER);
+
+    return s && s->pager && s != opaque;
+}
+
 static bool check_options(HostSwapper *s, Error **errp)
 {
+    if (object_child_foreach(object_get_objects_root(), is_other_swapper, s)) {
+        error_setg(errp, "There is a host-swapper already; it swaps all of "
+                   "the guest's RAM");
+        return false;
+    }
     if (!s->path == !s->store_node) {
         error_setg(errp, "host-swapper needs exactly one of path= (a file, "
                    "created if absent) and store= (a node of -blockdev)");
@@ -349,6 +374,7 @@ static void swapper_finalize(Object *obj)
         bsst_pager_unref(&s->pager->base);
     }
     bsst_store_unref(s->store);
+    remove_created(s);
     migrate_del_blocker(&s->migration_blocker);
     if (s->discard_required) {
         ram_block_discard_require(false);

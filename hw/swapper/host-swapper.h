@@ -37,6 +37,7 @@ struct HostSwapper {
     Error *migration_blocker;
     bool discard_required;
     bool default_store;
+    bool created;               /* the store at @path is new */
 
     /* From the machine's creation on */
     Notifier machine_done;

@@ -277,7 +277,9 @@ static void store_error_bh(void *opaque)
                                              e->is_write
                                              ? IO_OPERATION_TYPE_WRITE
                                              : IO_OPERATION_TYPE_READ,
-                                             strerror(e->err));
+                                             e->err == EILSEQ
+                                             ? "Checksum mismatch"
+                                             : strerror(e->err));
     bsst_pager_unref(&e->p->base);
     g_free(e);
 }

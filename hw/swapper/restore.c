@@ -3,7 +3,8 @@
  *
  * 1. Pages that the guest has just written to its disk while they were out:
  *    it is about to reuse them, and would wait for content that it does not
- *    want.  They come back in the background, with their neighbours.
+ *    want.  They come back in the background, but not their neighbours, which
+ *    were not written and are not about to be reused.
  * 2. All pages, when the limit is taken away.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.

@@ -30,8 +30,9 @@ typedef struct BsstStore BsstStore;
 
 /*
  * Create the store file @path (qcow2, preallocation=metadata, mode 0600) with
- * room for @size bytes of slots, and write its superblock.  @path must not
- * exist.  Returns false and sets @errp on failure, leaving no file behind.
+ * room for @size bytes of slots.  @path must not exist.  It becomes a store
+ * when it is first opened as one.  Returns false and sets @errp on failure,
+ * leaving no file behind.
  */
 bool bsst_store_create(const char *path, uint64_t size, Error **errp);
 
@@ -55,7 +56,7 @@ const QemuUUID *bsst_store_uuid(const BsstStore *s);
 
 /*
  * The node name of the store that -drive bsst=on uses.  Set by the one
- * swapper; NULL clears it.  Getting it sets @errp and returns NULL if no
+ * swapper, which adds and deletes it.  Getting it sets @errp and returns NULL if no
  * swapper was created, or more than one.
  */
 void bsst_default_store_add(const char *node_name);
