@@ -71,6 +71,7 @@ OP_VOID(write_zero, page_write_zero(t, page))
 OP_VOID(load_begin, page_load_begin(t, page))
 OP_VOID(load_failed, page_load_failed(t, page))
 OP_VOID(install_begin, page_install_begin(t, page))
+OP_VOID(refill_begin, page_refill_begin(t, page))
 OP_VOID(install_done, page_install_done(t, page))
 OP_VOID(discard, page_discard(t, page))
 
@@ -103,6 +104,8 @@ static const Operation operation[] = {
       BIT_OF(LOADING), PAGE_SWAPPED, REF_KEPT, PAGE_FLAG_INTERCEPTED },
     { "install-begin", install_begin, false,
       ABSENT, PAGE_INSTALLING, REF_NONE, 0 },
+    { "refill-begin", refill_begin, false,
+      BIT_OF(RESIDENT), PAGE_INSTALLING, REF_NONE, 0 },
     { "install-done", install_done, false,
       BIT_OF(INSTALLING), PAGE_RESIDENT, REF_NONE, 0 },
     { "discard", discard, false,
