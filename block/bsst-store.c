@@ -220,10 +220,28 @@ static bool store_save_superblock(BsstStore *s, BsstSuperblock *sb,
 }
 
 /* The format driver's own file must be a plain file or a host device. */
-static bool protocol_supported(const BlockDriverState *file)
+static bool check_protocol(const BsstStore *s, const BlockDriverState *file,
+                           Error **errp)
 {
-    return !strcmp(file->drv->format_name, "file") ||
-           !strcmp(file->drv->format_name, "host_device");
+    if (!strcmp(file->drv->format_name, "file") ||
+        !strcmp(file->drv->format_name, "host_device")) {
+        return true;
+    }
+    error_setg(errp, "The block-swap store '%s' is on protocol '%s'; only "
+               "'file' and 'host_device' are supported (attach others as a "
+               "host device or through a FUSE export of qemu-storage-daemon)",
+               s->node_name, file->drv->format_name);
+    return false;
+}
+
+/* Before anything is read: others may not even tell a blank image. */
+static bool store_check_protocol(const BsstStore *s, BlockDriverState *bs,
+                                 Error **errp)
+{
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+
+    bs = bdrv_skip_filters(bs);
+    return check_protocol(s, bs->file ? bs->file->bs : bs, errp);
 }
 
 static bool append_extent(BsstStore *s, uint64_t offset, uint64_t bytes,
@@ -277,15 +295,7 @@ store_resolve(BsstStore *s, const BsstSuperblock *sb, Error **errp)
         }
         protocol = file;
     }
-    if (!protocol_supported(protocol)) {
-        error_setg(errp, "The block-swap store '%s' is on protocol '%s'; only "
-                   "'file' and 'host_device' are supported (attach others as "
-                   "a host device or through a FUSE export of "
-                   "qemu-storage-daemon)", s->node_name,
-                   protocol->drv->format_name);
-        return NULL;
-    }
-    return protocol;
+    return check_protocol(s, protocol, errp) ? protocol : NULL;
 }
 
 /* Open the private descriptor, past the page cache where that is possible. */
@@ -391,7 +401,8 @@ static BsstStore *store_new(BlockDriverState *bs, BlockdevAioOptions aio,
                       s->node_name);
         goto fail;
     }
-    if (!aio_available(aio, errp) || !store_load_superblock(s, &sb, errp)) {
+    if (!aio_available(aio, errp) || !store_check_protocol(s, bs, errp) ||
+        !store_load_superblock(s, &sb, errp)) {
         goto fail;
     }
     bdrv_graph_rdlock_main_loop();
@@ -950,6 +961,11 @@ bool bsst_store_set_pager(BsstStore *s, BsstPager *pager, Error **errp)
     if (s->pager) {
         error_setg(errp, "The block-swap store '%s' has a host-swapper "
                    "already", s->node_name);
+        return false;
+    }
+    if (s->read_only) {
+        error_setg(errp, "The block-swap store '%s' is read-only; "
+                   "host-swapper needs it with read-only=off", s->node_name);
         return false;
     }
     bsst_pager_ref(pager);

@@ -245,8 +245,10 @@ static int bsst_block_migration(BlockDriverState *bs, Error **errp)
                    "migration");
         return -ENOTSUP;
     }
-    error_setg(&s->migration_blocker, "The bsst driver used by node '%s' does "
-               "not support live migration", bdrv_get_node_name(bs));
+    error_setg(&s->migration_blocker, "Node '%s' is a bsst disk, which "
+               "does not support live migration and snapshots of the VM "
+               "state; start the VM without bsst=on for these",
+               bdrv_get_node_name(bs));
     return migrate_add_blocker_normal(&s->migration_blocker, errp);
 }
 

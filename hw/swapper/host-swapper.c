@@ -34,6 +34,7 @@
 #include "qobject/qdict.h"
 #include "qom/object_interfaces.h"
 #include "system/hostmem.h"
+#include "system/runstate.h"
 #include "system/system.h"
 #include "trace.h"
 
@@ -70,10 +71,10 @@ static bool check_backend(HostMemoryBackend *backend, Error **errp)
     }
     if (qemu_ram_pagesize(rb) != qemu_real_host_page_size()) {
         what = "huge pages";
-    } else if (qemu_ram_get_fd(rb) >= 0) {
-        what = "a file";
     } else if (qemu_ram_is_shared(rb)) {
         what = "shared memory";
+    } else if (qemu_ram_get_fd(rb) >= 0) {
+        what = "a file";
     } else if (backend->guest_memfd) {
         what = "guest_memfd";
     }
@@ -265,12 +266,18 @@ static bool check_options(HostSwapper *s, Error **errp)
 {
     if (object_child_foreach(object_get_objects_root(), is_other_swapper, s)) {
         error_setg(errp, "There is a host-swapper already; it swaps all of "
-                   "the guest's RAM");
+                   "the guest's RAM, so give one -object host-swapper only");
         return false;
     }
     if (!s->path == !s->store_node) {
         error_setg(errp, "host-swapper needs exactly one of path= (a file, "
                    "created if absent) and store= (a node of -blockdev)");
+        return false;
+    }
+    if (runstate_check(RUN_STATE_INMIGRATE)) {
+        error_setg(errp, "host-swapper does not support incoming migration; "
+                   "remove -incoming, or create it with object-add after the "
+                   "migration");
         return false;
     }
     if (should_mlock(mlock_state)) {
