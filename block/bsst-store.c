@@ -59,6 +59,8 @@
 
 /* Locked on our descriptor; file-posix.c uses bytes from 100 and from 200. */
 #define STORE_LOCK_BYTE     300
+#define LOCK_TRIES          40
+#define LOCK_RETRY_US       50000
 
 /* Slots [first, first + n) lie at host_offset of the protocol file. */
 typedef struct SlotExtent {
@@ -93,8 +95,10 @@ struct BsstStore {
     SlotTable *slots;
     bool full;                          /* an allocation has failed */
 
-    /* Written under @lock, read without it as a hint */
     BsstPager *pager;
+
+    /* Atomic */
+    bool armed;                         /* the pager is: a hint */
 
     /* Thread-safe API */
     Stat64 reads, read_bytes, writes, write_bytes, punched_bytes;
@@ -298,6 +302,24 @@ store_resolve(BsstStore *s, const BsstSuperblock *sb, Error **errp)
     return check_protocol(s, protocol, errp) ? protocol : NULL;
 }
 
+/*
+ * Lock our descriptor.  A process that was killed lets go of its files only
+ * when its io_uring requests have ended: give it a moment.
+ */
+static int store_lock_fd(BsstStore *s)
+{
+    int ret = -EAGAIN;
+
+    for (int i = 0; i < LOCK_TRIES && (ret == -EAGAIN || ret == -EACCES);
+         i++) {
+        if (i) {
+            g_usleep(LOCK_RETRY_US);
+        }
+        ret = qemu_lock_fd(s->fd, STORE_LOCK_BYTE, 1, !s->read_only);
+    }
+    return ret;
+}
+
 /* Open the private descriptor, past the page cache where that is possible. */
 static bool store_open_fd(BsstStore *s, BlockDriverState *protocol,
                           Error **errp)
@@ -324,7 +346,7 @@ static bool store_open_fd(BsstStore *s, BlockDriverState *protocol,
         return false;
     }
     /* The node may be closed before us, and its locks go then. */
-    ret = qemu_lock_fd(s->fd, STORE_LOCK_BYTE, 1, !s->read_only);
+    ret = store_lock_fd(s);
     if (ret < 0) {
         error_setg_errno(errp, -ret, "The block-swap store '%s' is in use by "
                          "another process", s->node_name);
@@ -969,7 +991,7 @@ bool bsst_store_set_pager(BsstStore *s, BsstPager *pager, Error **errp)
         return false;
     }
     bsst_pager_ref(pager);
-    qatomic_set(&s->pager, pager);
+    s->pager = pager;
     return true;
 }
 
@@ -979,16 +1001,21 @@ void bsst_store_clear_pager(BsstStore *s, BsstPager *pager)
         if (s->pager != pager) {
             return;
         }
-        qatomic_set(&s->pager, NULL);
+        s->pager = NULL;
     }
     bsst_pager_unref(pager);
 }
 
+void bsst_store_set_armed(BsstStore *s, bool armed)
+{
+    qatomic_set(&s->armed, armed);
+}
+
 BsstPager *bsst_store_get_pager(BsstStore *s)
 {
-    BsstPager *pager = qatomic_read(&s->pager);
+    BsstPager *pager;
 
-    if (!pager) {
+    if (!qatomic_read(&s->armed)) {
         return NULL;
     }
     QEMU_LOCK_GUARD(&s->lock);

@@ -48,6 +48,10 @@ static QemuOptsList bsst_runtime_opts = {
             .type = QEMU_OPT_STRING,
             .help = "images without a guard (refuse, allow)",
         }, {
+            .name = "adopt",
+            .type = QEMU_OPT_BOOL,
+            .help = "take an image over whose own store is lost",
+        }, {
             .name = "x-test-indirect",
             .type = QEMU_OPT_NUMBER,
             .help = "for tests: seed of the blocks that go to the store",
@@ -60,6 +64,7 @@ static QemuOptsList bsst_runtime_opts = {
 typedef struct BsstOptions {
     BlockdevAioOptions aio;
     BsstRawImage raw_image;
+    bool adopt;
     uint64_t test_seed;
 } BsstOptions;
 
@@ -83,6 +88,7 @@ static bool bsst_parse_options(BsstOptions *o, QDict *options, Error **errp)
         o->raw_image = qapi_enum_parse(&BsstRawImage_lookup,
                                        qemu_opt_get(opts, "raw-image"),
                                        BSST_RAW_IMAGE_REFUSE, errp);
+        o->adopt = qemu_opt_get_bool(opts, "adopt", false);
         o->test_seed = qemu_opt_get_number(opts, "x-test-indirect", 0);
     }
     qemu_opts_del(opts);
@@ -170,7 +176,7 @@ static bool GRAPH_RDLOCK bsst_check_inode(BlockDriverState *bs,
 /* Find out what @image can carry, and whether it is another store's. */
 static bool GRAPH_RDLOCK bsst_check_guard(BDRVBsstState *s,
                                           BlockDriverState *image,
-                                          BsstRawImage raw, Error **errp)
+                                          const BsstOptions *o, Error **errp)
 {
     ERRP_GUARD();
     g_autofree char *theirs = NULL;
@@ -178,7 +184,7 @@ static bool GRAPH_RDLOCK bsst_check_guard(BDRVBsstState *s,
     QemuUUID uuid;
 
     if (!qcow2_can_bsst_guard(image, errp)) {
-        if (raw != BSST_RAW_IMAGE_ALLOW || image->drv == &bdrv_qcow2) {
+        if (o->raw_image != BSST_RAW_IMAGE_ALLOW || image->drv == &bdrv_qcow2) {
             if (image->drv != &bdrv_qcow2) {
                 error_append_hint(errp, "Use a qcow2 image, or "
                                   "raw-image=allow if nobody else will open "
@@ -193,7 +199,8 @@ static bool GRAPH_RDLOCK bsst_check_guard(BDRVBsstState *s,
 
     s->can_guard = true;
     s->guarded = qcow2_get_bsst_guard(image, &uuid);
-    if (!s->guarded || qemu_uuid_is_equal(&uuid, bsst_store_uuid(s->store))) {
+    if (!s->guarded || o->adopt ||
+        qemu_uuid_is_equal(&uuid, bsst_store_uuid(s->store))) {
         return true;
     }
     theirs = qemu_uuid_unparse_strdup(&uuid);
@@ -201,11 +208,13 @@ static bool GRAPH_RDLOCK bsst_check_guard(BDRVBsstState *s,
     error_setg(errp, "Image '%s' is guarded by the block-swap store %s, but "
                "node '%s' is the store %s", image->filename, theirs,
                bsst_store_node_name(s->store), ours);
-    error_append_hint(errp, "Open it together with its own store.\n");
+    error_append_hint(errp, "Open it together with its own store, or, if that "
+                      "is lost, with adopt=on: the image is then as of its "
+                      "last flush.\n");
     return false;
 }
 
-static int bsst_open_image(BlockDriverState *bs, BsstRawImage raw_image,
+static int bsst_open_image(BlockDriverState *bs, const BsstOptions *o,
                            Error **errp)
 {
     BDRVBsstState *s = bs->opaque;
@@ -222,7 +231,7 @@ static int bsst_open_image(BlockDriverState *bs, BsstRawImage raw_image,
     image = bdrv_skip_filters(bs->file->bs);
     bdrv_refresh_filename(image);
     if (!bsst_check_inode(image, s->store, errp) ||
-        !bsst_check_guard(s, image, raw_image, errp)) {
+        !bsst_check_guard(s, image, o, errp)) {
         return -EINVAL;
     }
 
@@ -287,7 +296,7 @@ static int bsst_open(BlockDriverState *bs, QDict *options, int flags,
 
     ret = bsst_block_migration(bs, errp);
     if (ret == 0) {
-        ret = bsst_open_image(bs, o.raw_image, errp);
+        ret = bsst_open_image(bs, &o, errp);
     }
     if (ret < 0) {
         bsst_free(s);

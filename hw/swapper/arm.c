@@ -196,7 +196,7 @@ static bool arm_begin(Pager *p, bool forced)
     while (p->stray_refills) {
         pager_wait_transit_locked(p);
     }
-    qatomic_set(&p->base.armed, true);
+    pager_set_armed_locked(p, true);
     return true;
 }
 
@@ -254,7 +254,7 @@ bool pager_disarm(Pager *p)
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         p->releasing = false;
         p->disarming = false;
-        qatomic_set(&p->base.armed, false);
+        pager_set_armed_locked(p, false);
     }
     aio_wait_kick();
     trace_pager_disarmed(p->id);

@@ -91,6 +91,14 @@ void pager_co_end(Pager *p)
     aio_wait_kick();
 }
 
+void pager_set_armed_locked(Pager *p, bool armed)
+{
+    qatomic_set(&p->base.armed, armed);
+    if (p->store) {
+        bsst_store_set_armed(p->store, armed);
+    }
+}
+
 void pager_transit_done_locked(Pager *p)
 {
     if (p->transit_waiters) {
@@ -416,7 +424,7 @@ void pager_stop(Pager *p)
 {
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         p->stopping = true;
-        qatomic_set(&p->base.armed, false);
+        pager_set_armed_locked(p, false);
     }
     if (p->writer_ctx) {
         aio_wait_bh_oneshot(p->writer_ctx, quiesce_writer_bh, p);

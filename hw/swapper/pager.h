@@ -185,6 +185,9 @@ void pager_co_start(Pager *p, AioContext *ctx, CoroutineEntry *entry,
 /* The last thing that such a coroutine does. */
 void pager_co_end(Pager *p);
 
+/* Pages may be out from now on, or none is any more. */
+void pager_set_armed_locked(Pager *p, bool armed);
+
 /* A page left a transit state. */
 void pager_transit_done_locked(Pager *p);
 /* Wait until one does.  Not in a shard thread. */

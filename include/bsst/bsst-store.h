@@ -109,6 +109,8 @@ void *bsst_store_buffer(BsstStore *s, size_t bytes);
 bool bsst_store_set_pager(BsstStore *s, BsstPager *pager, Error **errp);
 /* Take @pager off if it hangs there. */
 void bsst_store_clear_pager(BsstStore *s, BsstPager *pager);
+/* The pager has been armed, before a page may leave, or disarmed. */
+void bsst_store_set_armed(BsstStore *s, bool armed);
 
 /*
  * Get a reference of the pager if there is one and it is armed, else NULL.
