@@ -13,7 +13,7 @@
  *       reference taken before anybody can change either.  Once a page is
  *       INSTALLING the guest may be changing it: it is never claimed then.
  *   P5  A discard returns only when nothing that was read before it can be
- *       installed after it.
+ *       installed after it, and what was present is unmapped.
  *   P6  Only the thread that put a page into transit takes it out.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
@@ -27,6 +27,7 @@
 #include "qapi/error.h"
 #include "qapi/qapi-events-host-swapper.h"
 #include "qemu/lockable.h"
+#include "qemu/madvise.h"
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "trace.h"
@@ -205,9 +206,6 @@ static BsstSlot discard_one_locked(Pager *p, uint64_t page)
 {
     BsstSlot slot = BSST_SLOT_NONE;
 
-    while (page_in_transit(&p->pages, page)) {
-        pager_wait_transit_locked(p);
-    }
     switch (page_state(&p->pages, page)) {
     case PAGE_NONE:
         return BSST_SLOT_NONE;
@@ -231,6 +229,34 @@ static BsstSlot discard_one_locked(Pager *p, uint64_t page)
     return slot;
 }
 
+/*
+ * Unmap the run of resident pages from @page on, up to @end.  Who discards is
+ * about to do so too, but until then what they hold could be evicted, and
+ * would come back later (P5); so they are in transit meanwhile.
+ */
+static unsigned discard_run_locked(Pager *p, uint64_t page, uint64_t end)
+{
+    unsigned n = 0;
+
+    while (page + n < end && page_state(&p->pages, page + n) == PAGE_RESIDENT) {
+        page_evict_begin(&p->pages, page + n++, FRAME_NONE);
+    }
+    if (!n) {
+        return 0;
+    }
+    qemu_mutex_unlock(&p->lock);
+    qemu_madvise(pager_addr(p, page), (size_t)n << BSST_PAGE_BITS,
+                 QEMU_MADV_DONTNEED);
+    qemu_mutex_lock(&p->lock);
+    for (unsigned i = 0; i < n; i++) {
+        if (page_evict_refused(&p->pages, page + i, true)) {
+            pager_touch_locked(p, page + i);
+        }
+    }
+    pager_transit_done_locked(p);
+    return n;
+}
+
 void pager_discard_pages(Pager *p, uint64_t page, uint64_t n, bool release)
 {
     uint64_t end = page + n;
@@ -241,12 +267,23 @@ void pager_discard_pages(Pager *p, uint64_t page, uint64_t n, bool release)
         unsigned nslots = 0;
 
         qemu_mutex_lock(&p->lock);
-        for (; page < stop; page++) {
+        while (page < stop) {
+            unsigned run;
+
+            while (page_in_transit(&p->pages, page)) {
+                pager_wait_transit_locked(p);
+            }
+            run = release ? 0 : discard_run_locked(p, page, stop);
+            if (run) {
+                page += run;
+                continue;
+            }
             slot[nslots] = discard_one_locked(p, page);
             nslots += slot[nslots] != BSST_SLOT_NONE;
             if (release && page_state(&p->pages, page) != PAGE_NONE) {
                 page_release(&p->pages, page);
             }
+            page++;
         }
         qemu_mutex_unlock(&p->lock);
         if (nslots) {
