@@ -39,6 +39,7 @@ typedef struct BsstWrite {
     size_t qiov_offset;
     BdrvRequestFlags flags;
     int64_t start_ns;
+    int64_t committed_ns;       /* its indirections are made */
 
     /* Of whole block first + i: its page or NULL, and where the data are */
     uint64_t first;
@@ -451,6 +452,7 @@ static void coroutine_fn bsst_write_finish(BsstWrite *w, int ret)
     if (!w->pager) {
         return;
     }
+    w->committed_ns = get_clock();
     if (w->slots || w->buffers || w->zeroes) {
         bsst_write_foreach_run(w, bsst_write_release_run);
     }
@@ -508,8 +510,8 @@ static int coroutine_fn GRAPH_RDLOCK bsst_write_tracked(BsstWrite *w)
     if (prepared_ns) {
         bsst_latency_add(&s->write_completion, get_clock() - written_ns);
     } else if (had_absent && w->start_ns) {
-        bsst_latency_add(&s->write_prepare, get_clock() - w->start_ns);
-        bsst_latency_add(&s->write_completion, 0);
+        bsst_latency_add(&s->write_prepare, w->committed_ns - w->start_ns);
+        bsst_latency_add(&s->write_completion, get_clock() - w->committed_ns);
     }
     return ret;
 }
