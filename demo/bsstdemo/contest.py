@@ -72,8 +72,9 @@ class Settings:
         return ((self.stock if way in 'an' else self.build) /
                 'qemu-system-x86_64')
 
-    def image_tool(self, way):
-        return (self.stock if way in 'an' else self.build) / 'qemu-img'
+    @property
+    def image_tool(self):
+        return self.build / 'qemu-img'
 
 
 def quoted(path):
@@ -187,7 +188,7 @@ class Run:
         self.folder.mkdir()
         self.disk = disk_of(self.folder)
         options = ['-o', self.s.image] if self.s.image else []
-        subprocess.run([self.s.image_tool(self.way), 'create', '-q', '-f',
+        subprocess.run([self.s.image_tool, 'create', '-q', '-f',
                         'qcow2', *options, self.folder / 'swap.qcow2',
                         str(SWAP_DISK_BYTES)], check=True)
         if self.way == 'a':
@@ -390,7 +391,7 @@ def uffd_reason():
 
 def unavailable_reason(way, settings):
     """Why @way cannot run here, as far as one can tell before"""
-    for path in (settings.binary(way), settings.image_tool(way)):
+    for path in (settings.binary(way), settings.image_tool):
         if not os.access(path, os.X_OK):
             return f'no {path}'
     if way == 'a' and os.geteuid() != 0:
