@@ -127,23 +127,27 @@ static unsigned coroutine_fn
 bsst_map_update_some(BDRVBsstState *s, BsstDropped *d, uint64_t block,
                      const BsstSlot *slot, unsigned n)
 {
-    unsigned i, made = 0;
+    BsstSlot old[BSST_UNREF_BATCH];
+    unsigned i, k, made = 0;
 
     QEMU_LOCK_GUARD(&s->lock);
     assert(reqlist_find_conflict(&s->reqs, bsst_block_offset(block),
                                  BSST_PAGE_SIZE)); /* B2 */
-    for (i = 0; i < n; i++) {
-        BsstSlot old;
+    for (i = 0; i < n && d->n < BSST_UNREF_BATCH; i += k) {
+        unsigned room = MIN(n - i, BSST_UNREF_BATCH - d->n);
 
-        if (slot[i] == BSST_SLOT_NONE) {
-            old = indirect_map_remove(s->map, block + i);
-        } else {
-            old = indirect_map_insert(s->map, block + i, slot[i]);
-            made++;
+        for (k = 0; k < room && slot[i + k] != BSST_SLOT_NONE; k++) {
+            /* count */
         }
-        if (old != BSST_SLOT_NONE && bsst_dropped_add(d, old)) {
-            i++;
-            break;
+        indirect_map_insert_run(s->map, block + i, slot + i, k, old);
+        made += k;
+        if (!k) {
+            old[k++] = indirect_map_remove(s->map, block + i);
+        }
+        for (unsigned j = 0; j < k; j++) {
+            if (old[j] != BSST_SLOT_NONE) {
+                bsst_dropped_add(d, old[j]);
+            }
         }
     }
     bsst_map_publish_locked(s);

@@ -219,21 +219,31 @@ BsstSlot indirect_map_lookup(const IndirectMap *map, uint64_t block)
                                         : BSST_SLOT_NONE;
 }
 
-BsstSlot indirect_map_insert(IndirectMap *map, uint64_t block, BsstSlot slot)
+/* Return where the leaf for @block hangs; NULL is there if it has none. */
+static Node **map_make_link(IndirectMap *map, uint64_t block)
 {
     Node **link = &map->root;
-    BsstSlot *elem, old = BSST_SLOT_NONE;
-    unsigned level, part;
+    unsigned level;
 
-    assert(block < MAX_BLOCKS && slot != BSST_SLOT_NONE);
     map_grow(map, block);
     for (level = map->height - 1; level > 0; level--) {
-        part = part_of(block, level);
+        unsigned part = part_of(block, level);
+
         link = *link && node_has(*link, part)
                ? node_child(*link, part)
                : node_add(map, link, part, sizeof(Node *));
     }
-    part = part_of(block, 0);
+    return link;
+}
+
+BsstSlot indirect_map_insert(IndirectMap *map, uint64_t block, BsstSlot slot)
+{
+    BsstSlot *elem, old = BSST_SLOT_NONE;
+    unsigned part = part_of(block, 0);
+    Node **link;
+
+    assert(block < MAX_BLOCKS && slot != BSST_SLOT_NONE);
+    link = map_make_link(map, block);
     if (*link && node_has(*link, part)) {
         elem = node_slot(*link, part);
         old = *elem;
@@ -243,6 +253,50 @@ BsstSlot indirect_map_insert(IndirectMap *map, uint64_t block, BsstSlot slot)
     }
     *elem = slot;
     return old;
+}
+
+/* @n blocks of one leaf.  False, and nothing done, if one is in the map. */
+static bool leaf_insert_new(IndirectMap *map, uint64_t block,
+                            const BsstSlot *slot, unsigned n)
+{
+    Node **link = map_make_link(map, block);
+    unsigned part = part_of(block, 0), rank, have;
+    uint64_t mask = (n < FANOUT ? (1ULL << n) - 1 : ~0ULL) << part;
+    BsstSlot *elem;
+
+    if (*link && ((*link)->bitmap & mask)) {
+        return false;
+    }
+    have = *link ? __builtin_popcountll((*link)->bitmap) : 0;
+    node_resize(map, link, have, have + n, sizeof(BsstSlot));
+    rank = node_rank(*link, part);
+    elem = node_slot(*link, part);
+    memmove(elem + n, elem, (have - rank) * sizeof(BsstSlot));
+    memcpy(elem, slot, n * sizeof(BsstSlot));
+    (*link)->bitmap |= mask;
+    map->count += n;
+    return true;
+}
+
+void indirect_map_insert_run(IndirectMap *map, uint64_t block,
+                             const BsstSlot *slot, unsigned n, BsstSlot *old)
+{
+    unsigned i, k, piece;
+
+    assert(block <= MAX_BLOCKS - n);
+    for (i = 0; i < n; i += piece) {
+        bool is_new;
+
+        piece = MIN(n - i, FANOUT - part_of(block + i, 0));
+        for (k = i; k < i + piece; k++) {
+            assert(slot[k] != BSST_SLOT_NONE);
+            old[k] = BSST_SLOT_NONE;
+        }
+        is_new = leaf_insert_new(map, block + i, slot + i, piece);
+        for (k = i; !is_new && k < i + piece; k++) {
+            old[k] = indirect_map_insert(map, block + k, slot[k]);
+        }
+    }
 }
 
 BsstSlot indirect_map_remove(IndirectMap *map, uint64_t block)

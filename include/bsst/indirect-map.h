@@ -31,6 +31,15 @@ BsstSlot indirect_map_lookup(const IndirectMap *map, uint64_t block);
  */
 BsstSlot indirect_map_insert(IndirectMap *map, uint64_t block, BsstSlot slot);
 
+/*
+ * Let the @n blocks from @block on be held by @slot[].  Much faster than one
+ * by one where none of them is in the map.
+ *
+ * @old[] gets the slots that held them before, or BSST_SLOT_NONE.
+ */
+void indirect_map_insert_run(IndirectMap *map, uint64_t block,
+                             const BsstSlot *slot, unsigned n, BsstSlot *old);
+
 /* Forget @block.  Returns the slot that held it, or BSST_SLOT_NONE. */
 BsstSlot indirect_map_remove(IndirectMap *map, uint64_t block);
 

@@ -162,6 +162,33 @@ static void pair_insert(Pair *p, uint64_t block, BsstSlot slot)
     }
 }
 
+/* The same as @n times pair_insert(), on a map that is compared afterwards */
+static void pair_insert_run(Pair *p, uint64_t block, BsstSlot slot, unsigned n)
+{
+    g_autofree BsstSlot *slots = g_new(BsstSlot, n);
+    g_autofree BsstSlot *old = g_new(BsstSlot, n);
+    unsigned k;
+
+    for (k = 0; k < n; k++) {
+        slots[k] = slot ^ k;
+    }
+    indirect_map_insert_run(p->map, block, slots, n, old);
+    for (k = 0; k < n; k++) {
+        unsigned i = shadow_find(p, block + k);
+
+        if (i < p->shadow->len && entry_at(p, i)->block == block + k) {
+            g_assert_cmpuint(old[k], ==, entry_at(p, i)->slot);
+            entry_at(p, i)->slot = slots[k];
+        } else {
+            Entry entry = { .block = block + k, .slot = slots[k] };
+
+            g_assert_cmpuint(old[k], ==, BSST_SLOT_NONE);
+            g_array_insert_val(p->shadow, i, entry);
+        }
+        check_lookup(p, block + k);
+    }
+}
+
 static void pair_remove(Pair *p, uint64_t block)
 {
     unsigned i = shadow_find(p, block);
@@ -211,6 +238,11 @@ static void random_operation(Pair *p, GRand *rand, bool growing)
         insert = false;
     }
     n = MIN(n, LAST_BLOCK - block + 1);
+    if (insert && g_rand_boolean(rand)) {
+        pair_insert_run(p, block, g_rand_int(rand) >> 1, n);
+        check_around(p, block + n - 1, max);
+        n = 0;
+    }
     for (i = 0; i < n; i++) {
         if (insert) {
             pair_insert(p, block + i, g_rand_int(rand) & ~1u);
