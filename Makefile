@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := all
 .PHONY: all help stock demo check check-core check-series refresh-patches \
-	bench-write-prepare bench soak install clean distclean
+	soak install clean distclean
 
 all:
 	@scripts/build
@@ -15,6 +15,7 @@ help:
 	@echo 'make check-series           patches against 10.0 and 10.2, and checkpatch'
 	@echo 'make refresh-patches        write patches/ from the commits in qemu/'
 	@echo 'make bench-write-prepare    the paper'"'"'s write-prepare figure, without a guest'
+	@echo 'make bench-no-pressure      what bsst costs where it is not needed'
 	@echo 'make soak N=20              that many demos in a row'
 	@echo 'make stock                  unpatched QEMU for comparison, in build/stock/'
 	@echo 'make SANITIZE=address       build with ASan and UBSan, in build-asan/ (thread: build-tsan/)'
@@ -40,8 +41,8 @@ check-series:
 refresh-patches:
 	@scripts/refresh-patches
 
-bench-write-prepare: all
-	@scripts/bench-write-prepare
+bench-%: all
+	@bench/$*
 
 soak: all stock
 	@demo/run-soak $(or $(N),20)

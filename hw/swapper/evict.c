@@ -40,56 +40,52 @@ typedef struct Move {
     uint32_t n;
 } Move;
 
-static uint32_t next_random_locked(Pager *p)
+static bool may_leave_locked(Pager *p, uint64_t page, bool forced)
 {
-    /* xorshift32: Marsaglia, "Xorshift RNGs", 2003 */
-    p->rng ^= p->rng << 13;
-    p->rng ^= p->rng >> 17;
-    p->rng ^= p->rng << 5;
-    return p->rng;
+    return page_state(&p->pages, page) == PAGE_RESIDENT && !p->disarming &&
+           (forced || policy_may_leave(&p->policy, &p->pages, page));
 }
 
-/* Mark the run of resident pages from @page on, up to @end, as leaving. */
+/*
+ * Mark the run of pages from @page on, up to @end, as leaving.  @forced: the
+ * policy is not asked.  Returns how many pages were looked at, at least 1.
+ */
 static unsigned move_begin_locked(Pager *p, uint64_t page, uint64_t end,
-                                  Move *m)
+                                  bool forced, Move *m)
 {
     uint64_t run = page;
 
-    while (run < end && !p->disarming &&
-           page_state(&p->pages, run) == PAGE_RESIDENT) {
+    m->n = 0;
+    while (run < end && may_leave_locked(p, run, forced)) {
         run++;
+    }
+    if (run == page) {
+        return 1;
     }
     m->page = page;
     m->n = frames_alloc(&p->frames, run - page, page, &m->frame);
     for (uint32_t i = 0; i < m->n; i++) {
         page_evict_begin(&p->pages, page + i, m->frame + i);
     }
-    if (run > page && !m->n) {
+    if (!m->n) {
         p->n.refused_no_frame++;
     }
-    return m->n;
+    return MAX(m->n, 1);
 }
 
-/* Choose pages at random.  Returns the number of moves, in address order. */
+/* Choose pages.  Returns the number of moves. */
 static unsigned pick_locked(Pager *p, unsigned want, Move *move, unsigned max)
 {
-    uint64_t groups = p->pages.npages / PAGER_GROUP;
     unsigned n = 0, got = 0;
 
     for (unsigned t = 0; t < PICK_TRIES && got < want && n < max; t++) {
-        uint64_t page = ((uint64_t)next_random_locked(p) * groups >> 32) *
-                        PAGER_GROUP;
-        uint64_t end = page + PAGER_GROUP;
+        uint64_t page = policy_next_group(&p->policy, &p->pages);
+        uint64_t end = page + POLICY_GROUP;
 
-        for (; page < end && got < want && n < max; page++) {
-            if (page_state(&p->pages, page) != PAGE_RESIDENT) {
-                continue;
-            }
-            if (!move_begin_locked(p, page, end, &move[n])) {
-                return n;
-            }
+        while (page < end && got < want && n < max) {
+            page += move_begin_locked(p, page, end, false, &move[n]);
             got += move[n].n;
-            page += move[n++].n - 1;
+            n += move[n].n > 0;
         }
     }
     return n;
@@ -649,14 +645,12 @@ static void forced_to_frames(Pager *p, uint64_t page, uint64_t end)
         Move m = { .n = 0 };
 
         WITH_QEMU_LOCK_GUARD(&p->lock) {
-            if (page_state(&p->pages, page) == PAGE_RESIDENT) {
-                move_begin_locked(p, page, MIN(end, page + PAGER_WINDOW), &m);
-            }
+            page += move_begin_locked(p, page, MIN(end, page + PAGER_WINDOW),
+                                      true, &m);
         }
         if (m.n) {
             do_move(p, &m);
         }
-        page += MAX(m.n, 1);
     }
 }
 

@@ -68,6 +68,7 @@ static void install_frame_locked(PagerShard *sh, uint64_t page)
     Pager *p = sh->p;
     uint32_t frame = page_ref(&p->pages, page);
 
+    policy_event(&p->policy, &p->pages, page, POLICY_FAULT);
     page_install_begin(&p->pages, page);
     qemu_mutex_unlock(&p->lock);
     /* COPY, not MOVE: moving back costs several times as much. */
@@ -228,6 +229,9 @@ static uint64_t load_take_locked(Pager *p, const Load *l, uint64_t mask)
             page_flag(&p->pages, page, PAGE_FLAG_INTERCEPTED) &&
             page_flag(&p->pages, page, PAGE_FLAG_RESTORING) &&
             !page_flag(&p->pages, page, PAGE_FLAG_FAULTED);
+        if (page_flag(&p->pages, page, PAGE_FLAG_FAULTED)) {
+            policy_event(&p->policy, &p->pages, page, POLICY_FAULT);
+        }
         page_install_begin(&p->pages, page);
         taken |= 1ull << i;
     }
@@ -624,6 +628,7 @@ bool pager_install(BsstPager *pager, void *addr, const void *buf)
             break;
         }
         p->n.installed++;
+        policy_event(&p->policy, &p->pages, page, POLICY_DISK);
         page_install_begin(&p->pages, page);
     }
     ret = uffd_swapper_copy(pager_shard(p, page)->uffd, addr, buf,

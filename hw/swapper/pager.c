@@ -147,6 +147,9 @@ static void pager_claim(BsstPager *pager, void *const *addr,
         case PAGE_ZERO:
             claim[i].kind = BSST_PAGE_ZERO;
             break;
+        case PAGE_RESIDENT:
+            policy_event(&p->policy, &p->pages, page, POLICY_DISK);
+            break;
         default:
             break;
         }
@@ -181,8 +184,14 @@ static void pager_absent(BsstPager *pager, void *const *addr, bool *absent,
 
     QEMU_LOCK_GUARD(&p->lock);
     for (unsigned i = 0; i < n; i++) {
-        absent[i] = pager_lookup(p, addr[i], &page) &&
-                    page_is_out(&p->pages, page);
+        absent[i] = false;
+        if (!pager_lookup(p, addr[i], &page)) {
+            continue;
+        }
+        absent[i] = page_is_out(&p->pages, page);
+        if (page_state(&p->pages, page) == PAGE_RESIDENT) {
+            policy_event(&p->policy, &p->pages, page, POLICY_DISK);
+        }
     }
 }
 
@@ -417,7 +426,7 @@ Pager *pager_new(const char *id, unsigned nshards, Error **errp)
     p->shard = g_new0(PagerShard, nshards);
     p->pagemap_fd = -1;
     p->frames.uffd = -1;
-    p->rng = g_random_int() | 1;
+    policy_init(&p->policy, g_random_int());
     qemu_mutex_init(&p->region_lock);
     qemu_mutex_init(&p->lock);
     qemu_cond_init(&p->transit_cond);

@@ -29,14 +29,14 @@
 #include "bsst/bsst-store.h"
 #include "bsst/latency.h"
 #include "bsst/page-state.h"
+#include "bsst/policy.h"
 #include "frames.h"
 #include "qapi/qapi-types-host-swapper.h"
 #include "qemu/coroutine.h"
 #include "qemu/thread.h"
 #include "system/iothread.h"
 
-/* Pages that are evicted, restored and populated together, aligned. */
-#define PAGER_GROUP         8
+/* Pages that are restored or populated together at most, aligned. */
 #define PAGER_WINDOW        32
 /* Pages of one write to the store, and such writes under way. */
 #define PAGER_WRITE_BATCH   256
@@ -131,7 +131,7 @@ struct Pager {
     uint64_t over_ns, over_max_ns;
     int64_t event_ns;           /* time of the last store-error event */
     uint64_t release_at;        /* page */
-    uint32_t rng;
+    Policy policy;
     PagerCounters n;
 
     /* Atomic */
