@@ -55,7 +55,8 @@ static void install_done_locked(Pager *p, uint64_t page, unsigned n)
         page_install_done(&p->pages, page + i);
     }
     pager_transit_done_locked(p);
-    if (!pager_yields_locked(p) &&
+    /* While it is reclaiming, its own writes keep the writer going. */
+    if (!p->reclaiming && !pager_yields_locked(p) &&
         pager_charged_locked(p) > pager_high_locked(p)) {
         pager_kick_writer(p);
     }
