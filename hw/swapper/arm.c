@@ -251,6 +251,8 @@ bool pager_disarm(Pager *p)
     for (unsigned i = 0; i < p->nregions; i++) {
         foreach_chunk(p, &p->region[i], disarm_chunk);
     }
+    /* Off costs nothing: no memory stays with us. */
+    pager_reclaim_frames(p);
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         p->releasing = false;
         p->disarming = false;
