@@ -7,8 +7,10 @@ guest powers off.  What a run returns is a dictionary for the JSON file.
 """
 import ctypes
 import fcntl
+import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import time
@@ -175,7 +177,19 @@ class Run:
             self._close()
         self.result['ok'] = (not self.result['errors'] and
                              self.result['data_errors'] == 0)
+        if not self.result['ok']:
+            self._keep()
         return self.result
+
+    def _keep(self):
+        """Save what is known of a failure from the next run of this name"""
+        kept = self.s.folder / 'failed' / f'{self.name}-{int(time.time())}'
+        kept.mkdir(parents=True)
+        for log in self.logs.glob(f'{self.name}.*'):
+            shutil.copy(log, kept)
+        (kept / 'result.json').write_text(
+            json.dumps(self.result, indent=1, default=str) + '\n')
+        self.result['kept'] = str(kept)
 
     def _error(self, text):
         self.result['errors'].append(text)
