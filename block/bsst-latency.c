@@ -111,3 +111,13 @@ BsstLatencyInfo *bsst_latency_info(const BsstLatency *lat)
     }
     return info;
 }
+
+void bsst_latency_print(GString *buf, const char *name,
+                        const BsstLatencyInfo *info)
+{
+    g_string_append_printf(buf, "    %-20s %10" PRIu64 "  avg %8.1f us  p50 "
+                           "%8.1f us  p99 %8.1f us  max %8.1f us\n",
+                           name, info->count, info->avg_ns / 1e3,
+                           info->p50_ns / 1e3, info->p99_ns / 1e3,
+                           info->max_ns / 1e3);
+}

@@ -6,6 +6,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "bsst/latency.h"
 #include "monitor/monitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-bsst.h"
@@ -31,16 +32,6 @@ static void print_store(GString *buf, const BsstStoreStats *s)
                            " checksum\n", s->io_errors, s->checksum_errors);
 }
 
-static void print_latency(GString *buf, const char *name,
-                          const BsstLatencyInfo *lat)
-{
-    g_string_append_printf(buf, "    %-20s %10" PRIu64 "  avg %8.1f us  p50 "
-                           "%8.1f us  p99 %8.1f us  max %8.1f us\n",
-                           name, lat->count, lat->avg_ns / 1e3,
-                           lat->p50_ns / 1e3, lat->p99_ns / 1e3,
-                           lat->max_ns / 1e3);
-}
-
 static void print_node(GString *buf, const BsstNodeStats *n)
 {
     g_string_append_printf(buf, "%s: image %s%s, store %s\n", n->node_name,
@@ -61,10 +52,10 @@ static void print_node(GString *buf, const BsstNodeStats *n)
                            " from the store alone, %" PRIu64 " pages "
                            "installed without swap-in\n", n->split_reads,
                            n->store_reads, n->installed_pages);
-    print_latency(buf, "write prepare", n->write_prepare);
-    print_latency(buf, "write completion", n->write_completion);
-    print_latency(buf, "read prepare", n->read_prepare);
-    print_latency(buf, "read completion", n->read_completion);
+    bsst_latency_print(buf, "write prepare", n->write_prepare);
+    bsst_latency_print(buf, "write completion", n->write_completion);
+    bsst_latency_print(buf, "read prepare", n->read_prepare);
+    bsst_latency_print(buf, "read completion", n->read_completion);
 }
 
 static HumanReadableText *hmp_info_bsst(Error **errp)

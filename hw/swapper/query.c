@@ -182,16 +182,6 @@ HostSwapperEvicted *qmp_x_host_swapper_evict(const char *id, uint64_t addr,
 
 /* HMP */
 
-static void print_latency(GString *buf, const char *name,
-                          const BsstLatencyInfo *lat)
-{
-    g_string_append_printf(buf, "    %-20s %10" PRIu64 "  avg %8.1f us  p50 "
-                           "%8.1f us  p99 %8.1f us  max %8.1f us\n",
-                           name, lat->count, lat->avg_ns / 1e3,
-                           lat->p50_ns / 1e3, lat->p99_ns / 1e3,
-                           lat->max_ns / 1e3);
-}
-
 static void print_one(GString *buf, const HostSwapperInfo *i)
 {
     g_string_append_printf(buf, "%s: %s, limit %" PRIu64 " MiB, charged %"
@@ -217,10 +207,10 @@ static void print_one(GString *buf, const HostSwapperInfo *i)
                            i->intercepted_restored, i->intercepted_faults,
                            i->intercepted_read_faults);
     g_string_append(buf, "  faults:\n");
-    print_latency(buf, "victim cache", i->fault_victim);
-    print_latency(buf, "store", i->fault_store);
-    print_latency(buf, "zero", i->fault_zero);
-    print_latency(buf, "raced", i->fault_raced);
+    bsst_latency_print(buf, "victim cache", i->fault_victim);
+    bsst_latency_print(buf, "store", i->fault_store);
+    bsst_latency_print(buf, "zero", i->fault_zero);
+    bsst_latency_print(buf, "raced", i->fault_raced);
 }
 
 static HumanReadableText *hmp_info_swapper(Error **errp)

@@ -73,15 +73,21 @@ void uffd_swapper_wake(int fd, void *addr, size_t bytes)
 }
 
 /*
- * What to do after an installing ioctl stopped at @dst.  Returns the bytes to
- * pass over, 0 to try again, or -errno.
+ * An installing ioctl stopped with @err; @progress is what it says of its own
+ * progress from @dst on.  Returns the bytes to go forward, 0 to try again, or
+ * -errno.  Counts a page that was there already in @present.
  */
-static ssize_t install_stopped(int fd, void *dst, int err)
+static ssize_t install_stopped(int fd, void *dst, ssize_t progress, int err,
+                               int *present)
 {
+    if (progress > 0) {
+        return progress;
+    }
     switch (err) {
     case EEXIST:
         /* Does not wake by itself. */
         uffd_swapper_wake(fd, dst, BSST_PAGE_SIZE);
+        ++*present;
         return BSST_PAGE_SIZE;
     case EAGAIN:
     case EINTR:
@@ -106,23 +112,17 @@ int uffd_swapper_copy(int fd, void *dst, const void *src, size_t bytes)
             .src = (uintptr_t)src + done,
             .len = bytes - done,
         };
-        ssize_t skip;
-        int err;
+        ssize_t step;
 
         if (ioctl(fd, UFFDIO_COPY, &c) == 0) {
             break;
         }
-        err = errno;
-        if (c.copy > 0) {
-            done += c.copy;
-            continue;
+        step = install_stopped(fd, (uint8_t *)dst + done, c.copy, errno,
+                               &present);
+        if (step < 0) {
+            return step;
         }
-        skip = install_stopped(fd, (uint8_t *)dst + done, err);
-        if (skip < 0) {
-            return skip;
-        }
-        done += skip;
-        present += skip > 0;
+        done += step;
     }
     return present;
 }
@@ -136,23 +136,17 @@ int uffd_swapper_zero(int fd, void *dst, size_t bytes)
         struct uffdio_zeropage z = {
             .range = { .start = (uintptr_t)dst + done, .len = bytes - done },
         };
-        ssize_t skip;
-        int err;
+        ssize_t step;
 
         if (ioctl(fd, UFFDIO_ZEROPAGE, &z) == 0) {
             break;
         }
-        err = errno;
-        if (z.zeropage > 0) {
-            done += z.zeropage;
-            continue;
+        step = install_stopped(fd, (uint8_t *)dst + done, z.zeropage, errno,
+                               &present);
+        if (step < 0) {
+            return step;
         }
-        skip = install_stopped(fd, (uint8_t *)dst + done, err);
-        if (skip < 0) {
-            return skip;
-        }
-        done += skip;
-        present += skip > 0;
+        done += step;
     }
     return present;
 }

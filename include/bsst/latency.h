@@ -28,4 +28,8 @@ void bsst_latency_add(BsstLatency *lat, uint64_t ns);
 /* A QAPI snapshot: count, average, p50, p99, p99.9, max and non-empty bins. */
 BsstLatencyInfo *bsst_latency_info(const BsstLatency *lat);
 
+/* Append @info to @buf as one line for humans, in microseconds. */
+void bsst_latency_print(GString *buf, const char *name,
+                        const BsstLatencyInfo *info);
+
 #endif /* BSST_LATENCY_H */
