@@ -58,20 +58,20 @@ typedef enum BsstBlockState {
 
 /*
  * Encode @n records (1 to BSST_JOURNAL_RECORDS) of @h->image into @buf of
- * BSST_JOURNAL_BLOCK_BYTES.  Returns the block's checksum, which is the next
- * block's chain.
+ * BSST_JOURNAL_BLOCK_BYTES.  The body of a checkpoint has no removals.
+ * Returns the block's checksum, which is the next block's chain.
  */
 uint64_t bsst_block_encode(const BsstBlockHeader *h, const BsstRecord *records,
                            unsigned n, uint8_t *buf);
 
 /*
- * Decode @buf, where the block @expected is expected: its kind, sequence and
- * chain must be these, and its generation from @expected->generation (that of
- * the block before) to @max_generation.  @nslots and @nimages bound the
- * records.
+ * Decode @buf, where the block @expected is expected.  It is the next block if
+ * checksum, kind, sequence and chain are right.  Then its generation must be
+ * from @expected->generation (that of the block before) to @max_generation,
+ * and @nslots and @nimages bound its records; else it is damaged.
  *
- * Fills in @h, @records of BSST_JOURNAL_RECORDS, *@n and *@checksum if the
- * result is BSST_BLOCK_VALID.
+ * Safe for any content of @buf.  Fills in @h, @records of BSST_JOURNAL_RECORDS,
+ * *@n and *@checksum if the result is BSST_BLOCK_VALID.
  */
 BsstBlockState bsst_block_decode(const uint8_t *buf,
                                  const BsstBlockHeader *expected,
@@ -100,6 +100,7 @@ void bsst_checkpoint_encode(const BsstCheckpoint *c, uint8_t *buf);
 /*
  * Decode @buf.  @max_blocks and @journal_blocks are the sizes of a checkpoint's
  * body and of the journal at most.  Returns false if it is no checkpoint.
+ * Safe for any content of @buf.
  */
 bool bsst_checkpoint_decode(BsstCheckpoint *c, const uint8_t *buf,
                             uint64_t max_generation, uint64_t max_blocks,
