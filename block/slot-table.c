@@ -331,6 +331,46 @@ bool slot_table_unref(SlotTable *t, BsstSlot slot)
     return true;
 }
 
+void slot_table_restore_ref(SlotTable *t, BsstSlot first, uint32_t n)
+{
+    uint32_t i;
+
+    assert(first < t->nslots && n <= t->nslots - first);
+    for (i = first; i < first + n; i++) {
+        assert(t->refs[i] < UINT32_MAX);
+        t->refs[i]++;
+    }
+}
+
+/* The slots of word @w that have references */
+static uint64_t word_in_use(const SlotTable *t, uint32_t w)
+{
+    uint32_t base = w * WORD_BITS;
+    uint32_t i, n = MIN(WORD_BITS, t->nslots - base);
+    uint64_t bits = 0;
+
+    for (i = 0; i < n; i++) {
+        bits |= (uint64_t)(t->refs[base + i] > 0) << i;
+    }
+    return bits;
+}
+
+void slot_table_restore_done(SlotTable *t, bool backed)
+{
+    uint32_t w;
+    uint64_t bits;
+
+    assert(t->nfree == t->nslots && t->nbacked == 0);
+    for (w = 0; w < t->nwords; w++) {
+        bits = word_in_use(t, w);
+        t->taken[w] |= bits;
+        t->nfree -= __builtin_popcountll(bits);
+        t->backed[w] = backed ? word_mask(w, 0, t->nslots) : bits;
+        t->nbacked += __builtin_popcountll(t->backed[w]);
+    }
+    tree_update(t, 0, (1u << t->height) - 1);
+}
+
 uint32_t slot_table_refs(const SlotTable *t, BsstSlot slot)
 {
     assert(slot < t->nslots);

@@ -46,6 +46,19 @@ void slot_table_ref(SlotTable *t, BsstSlot slot);
 /* Drop a reference of @slot.  Returns true if it was the last: free now. */
 bool slot_table_unref(SlotTable *t, BsstSlot slot);
 
+/*
+ * Recovery, before anything else is done with a new table: count one more
+ * reference for each of @n slots from @first on.  The caller has seen to it
+ * that there are less than 2^32 in all.
+ */
+void slot_table_restore_ref(SlotTable *t, BsstSlot first, uint32_t n);
+
+/*
+ * End recovery: slots with references are in use.  With @backed the free ones
+ * may have space, too, so that it is given back at some time.
+ */
+void slot_table_restore_done(SlotTable *t, bool backed);
+
 /* Number of references of @slot, 0 if it is free. */
 uint32_t slot_table_refs(const SlotTable *t, BsstSlot slot);
 

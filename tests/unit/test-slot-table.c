@@ -346,6 +346,40 @@ static void test_punch(void)
     pair_cleanup(&p);
 }
 
+/* A table that was restored is as one that came there by itself. */
+static void test_restore(void)
+{
+    const uint32_t sizes[] = { 1, 63, 64, 65, 128, 513, 2000 };
+    GRand *rand = g_rand_new_with_seed(seed);
+    uint32_t i, k, first, n;
+    Pair p;
+
+    for (i = 0; i < 4 * G_N_ELEMENTS(sizes); i++) {
+        bool backed = i % 2;
+
+        pair_init(&p, sizes[i / 4]);
+        for (k = g_rand_int(rand) % 20; k > 0; k--) {
+            first = g_rand_int(rand) % p.nslots;
+            n = g_rand_int(rand) % MIN(100, p.nslots - first + 1);
+            slot_table_restore_ref(p.table, first, n);
+            while (n--) {
+                p.cell[first + n].refs++;
+            }
+        }
+        slot_table_restore_done(p.table, backed);
+        for (k = 0; k < p.nslots; k++) {
+            p.cell[k].backed = backed || p.cell[k].refs;
+        }
+        check_all(&p);
+        for (k = 0; k < 200; k++) {
+            random_operation(&p, rand, k / 20 % 2 == 0);
+            check_all(&p);
+        }
+        pair_cleanup(&p);
+    }
+    g_rand_free(rand);
+}
+
 /* 256 GiB: memory is bounded, and no operation walks the table. */
 static void test_large(void)
 {
@@ -386,6 +420,15 @@ static void fatal_checksum_free(void)
     slot_table_set_checksum(slot_table_new(10), 3, 1);
 }
 
+static void fatal_restore_late(void)
+{
+    SlotTable *t = slot_table_new(10);
+    BsstSlot first;
+
+    slot_table_alloc(t, 1, &first);
+    slot_table_restore_done(t, false);
+}
+
 static void fatal_punch_end_free(void)
 {
     slot_table_punch_end(slot_table_new(10), 0, 1, true);
@@ -409,6 +452,25 @@ static void test_asserts(gconstpointer fatal)
     g_test_trap_subprocess(NULL, 0, 0);
     g_test_trap_assert_failed();
     g_test_trap_assert_stderr("*Assertion*");
+}
+
+static void test_perf_restore(void)
+{
+    const uint32_t nslots = 10000000;
+    SlotTable *t = slot_table_new(nslots);
+    GTimer *timer = g_timer_new();
+    uint32_t i;
+
+    for (i = 0; i < nslots; i += 3) {
+        slot_table_restore_ref(t, i, 1);
+    }
+    g_test_message("restore of %u slots: references %.1f ms", nslots,
+                   g_timer_elapsed(timer, NULL) * 1e3);
+    g_timer_start(timer);
+    slot_table_restore_done(t, true);
+    g_test_message("done: %.1f ms", g_timer_elapsed(timer, NULL) * 1e3);
+    g_timer_destroy(timer);
+    slot_table_free(t);
 }
 
 static void test_perf(void)
@@ -462,6 +524,7 @@ int main(int argc, char **argv)
     g_test_add_func("/slot-table/full", test_full);
     g_test_add_func("/slot-table/refs", test_refs);
     g_test_add_func("/slot-table/punch", test_punch);
+    g_test_add_func("/slot-table/restore", test_restore);
     g_test_add_func("/slot-table/large", test_large);
     g_test_add_func("/slot-table/random", test_random);
     g_test_add_data_func("/slot-table/asserts/unref-free",
@@ -472,12 +535,15 @@ int main(int argc, char **argv)
                          fatal_out_of_range, test_asserts);
     g_test_add_data_func("/slot-table/asserts/checksum-free",
                          fatal_checksum_free, test_asserts);
+    g_test_add_data_func("/slot-table/asserts/restore-late",
+                         fatal_restore_late, test_asserts);
     g_test_add_data_func("/slot-table/asserts/punch-end-free",
                          fatal_punch_end_free, test_asserts);
     g_test_add_data_func("/slot-table/asserts/punch-end-in-use",
                          fatal_punch_end_in_use, test_asserts);
     if (g_test_perf()) {
         g_test_add_func("/slot-table/perf", test_perf);
+        g_test_add_func("/slot-table/perf-restore", test_perf_restore);
     }
     return g_test_run();
 }
