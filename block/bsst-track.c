@@ -127,8 +127,8 @@ static unsigned coroutine_fn
 bsst_map_update_some(BDRVBsstState *s, BsstDropped *d, uint64_t block,
                      const BsstSlot *slot, unsigned n)
 {
-    BsstSlot old[BSST_UNREF_BATCH];
-    unsigned i, k, made = 0;
+    QEMU_UNINITIALIZED BsstSlot old[BSST_UNREF_BATCH];
+    unsigned i, k, replaced, made = 0;
 
     QEMU_LOCK_GUARD(&s->lock);
     assert(reqlist_find_conflict(&s->reqs, bsst_block_offset(block),
@@ -139,12 +139,15 @@ bsst_map_update_some(BDRVBsstState *s, BsstDropped *d, uint64_t block,
         for (k = 0; k < room && slot[i + k] != BSST_SLOT_NONE; k++) {
             /* count */
         }
-        indirect_map_insert_run(s->map, block + i, slot + i, k, old);
-        made += k;
-        if (!k) {
+        if (k) {
+            replaced = indirect_map_insert_run(s->map, block + i, slot + i, k,
+                                               old);
+            made += k;
+        } else {
             old[k++] = indirect_map_remove(s->map, block + i);
+            replaced = old[0] != BSST_SLOT_NONE;
         }
-        for (unsigned j = 0; j < k; j++) {
+        for (unsigned j = 0; replaced && j < k; j++) {
             if (old[j] != BSST_SLOT_NONE) {
                 bsst_dropped_add(d, old[j]);
             }
@@ -160,7 +163,7 @@ void coroutine_fn bsst_map_update(BlockDriverState *bs, uint64_t block,
                                   const BsstSlot *slot, unsigned n)
 {
     BDRVBsstState *s = bs->opaque;
-    BsstDropped d;
+    QEMU_UNINITIALIZED BsstDropped d;
 
     d.store = s->store;
     d.n = 0;

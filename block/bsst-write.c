@@ -46,6 +46,7 @@ typedef struct BsstWrite {
     unsigned n;
     void **page;
     BsstPageClaim *claim;
+    BsstSlot *slot;             /* what the map will name; the claims agree */
 
     /* How many of the claims are of these kinds */
     unsigned slots;
@@ -66,41 +67,14 @@ static size_t bsst_write_qiov_offset(const BsstWrite *w, int64_t offset)
     return w->qiov_offset + (offset - w->offset);
 }
 
-/* Call @fn for each maximal run of whole blocks that have a page. */
-static void bsst_write_foreach_run(BsstWrite *w,
-                                   void (*fn)(BsstWrite *, unsigned, unsigned))
-{
-    unsigned i, end;
-
-    for (i = 0; i < w->n; i = end + 1) {
-        end = i;
-        while (end < w->n && w->page[end]) {
-            end++;
-        }
-        if (end > i) {
-            fn(w, i, end - i);
-        }
-    }
-}
-
-static void bsst_write_claim_run(BsstWrite *w, unsigned i, unsigned n)
-{
-    w->pager->ops->claim(w->pager, w->page + i, w->claim + i, n);
-}
-
-static void bsst_write_release_run(BsstWrite *w, unsigned i, unsigned n)
-{
-    w->pager->ops->release(w->pager, w->claim + i, n);
-}
-
 /* The baseline: touch absent pages in order; each waits for the swapper. */
-static void bsst_write_load_run(BsstWrite *w, unsigned i, unsigned n)
+static void bsst_write_load(BsstWrite *w)
 {
     bool absent[64];
-    unsigned k;
+    unsigned i, k;
 
-    for (; n; i += k, n -= k) {
-        unsigned batch = MIN(n, ARRAY_SIZE(absent));
+    for (i = 0; i < w->n; i += k) {
+        unsigned batch = MIN(w->n - i, ARRAY_SIZE(absent));
 
         w->pager->ops->absent(w->pager, w->page + i, absent, batch);
         for (k = 0; k < batch; k++) {
@@ -110,6 +84,7 @@ static void bsst_write_load_run(BsstWrite *w, unsigned i, unsigned n)
             }
         }
     }
+    trace_bsst_baseline_load(w->bs, w->offset, w->bytes, w->loaded);
 }
 
 static void bsst_write_count(BsstWrite *w)
@@ -117,19 +92,13 @@ static void bsst_write_count(BsstWrite *w)
     unsigned i;
 
     for (i = 0; i < w->n; i++) {
-        switch (w->claim[i].kind) {
-        case BSST_PAGE_PRESENT:
-            break;
-        case BSST_PAGE_SLOT:
-            w->slots++;
-            break;
-        case BSST_PAGE_BUFFER:
-            w->buffers++;
-            break;
-        case BSST_PAGE_ZERO:
-            w->zeroes++;
-            break;
-        }
+        BsstPageKind kind = w->claim[i].kind;
+
+        w->slot[i] = kind == BSST_PAGE_SLOT ? w->claim[i].slot
+                                            : BSST_SLOT_NONE;
+        w->slots += kind == BSST_PAGE_SLOT;
+        w->buffers += kind == BSST_PAGE_BUFFER;
+        w->zeroes += kind == BSST_PAGE_ZERO;
     }
 }
 
@@ -205,9 +174,33 @@ static void bsst_write_drop_slots(BsstWrite *w)
         if (w->claim[i].kind == BSST_PAGE_SLOT) {
             bsst_slot_unref(s->store, &w->claim[i].slot, 1);
             w->claim[i].kind = BSST_PAGE_PRESENT;
+            w->slot[i] = BSST_SLOT_NONE;
         }
     }
     w->slots = 0;
+}
+
+static void coroutine_fn bsst_write_claim(BsstWrite *w)
+{
+    BDRVBsstState *s = w->bs->opaque;
+    size_t qiov_offset = bsst_write_qiov_offset(w, bsst_block_offset(w->first));
+    unsigned i;
+
+    if (w->pager) {
+        bsst_qiov_pages(w->qiov, qiov_offset, w->page, w->n);
+        if (qatomic_read(&w->pager->tesseract)) {
+            w->pager->ops->claim(w->pager, w->page, w->claim, w->n);
+            return;
+        }
+    }
+    for (i = 0; i < w->n; i++) {
+        w->claim[i].kind = BSST_PAGE_PRESENT;
+    }
+    if (w->pager) {
+        bsst_write_load(w);
+    } else if (s->test_seed && bsst_write_test_indirect(w) < 0) {
+        bsst_write_drop_slots(w);
+    }
 }
 
 /*
@@ -217,32 +210,7 @@ static void bsst_write_drop_slots(BsstWrite *w)
  */
 static void coroutine_fn GRAPH_RDLOCK bsst_write_plan(BsstWrite *w)
 {
-    BDRVBsstState *s = w->bs->opaque;
-    unsigned i;
-    int ret;
-
-    for (i = 0; i < w->n; i++) {
-        w->claim[i].kind = BSST_PAGE_PRESENT;
-    }
-
-    if (w->pager) {
-        int64_t offset = bsst_block_offset(w->first);
-
-        bsst_qiov_pages(w->qiov, bsst_write_qiov_offset(w, offset), w->page,
-                        w->n);
-        if (!qatomic_read(&w->pager->tesseract)) {
-            bsst_write_foreach_run(w, bsst_write_load_run);
-            trace_bsst_baseline_load(w->bs, w->offset, w->bytes, w->loaded);
-            return;
-        }
-        bsst_write_foreach_run(w, bsst_write_claim_run);
-    } else if (s->test_seed) {
-        ret = bsst_write_test_indirect(w);
-        if (ret < 0) {
-            bsst_write_drop_slots(w);
-        }
-    }
-
+    bsst_write_claim(w);
     bsst_write_count(w);
     if (w->slots && bsst_co_guard(w->bs) < 0) {
         w->loaded = w->slots;
@@ -395,22 +363,9 @@ static int coroutine_fn GRAPH_RDLOCK bsst_write_image(BsstWrite *w)
 static void coroutine_fn bsst_write_commit(BsstWrite *w)
 {
     BDRVBsstState *s = w->bs->opaque;
-    BsstSlot slot[BSST_CHUNK_BLOCKS];
-    unsigned i, k;
 
-    if (!w->slots && !qatomic_read(&s->map_count)) {
-        return;
-    }
-    for (i = 0; i < w->n; i += k) {
-        unsigned chunk = MIN(w->n - i, BSST_CHUNK_BLOCKS);
-
-        for (k = 0; k < chunk; k++) {
-            BsstPageClaim *claim = &w->claim[i + k];
-
-            slot[k] = claim->kind == BSST_PAGE_SLOT ? claim->slot
-                                                    : BSST_SLOT_NONE;
-        }
-        bsst_map_update(w->bs, w->first + i, slot, chunk);
+    if (w->slots || qatomic_read(&s->map_count)) {
+        bsst_map_update(w->bs, w->first, w->slot, w->n);
     }
 }
 
@@ -453,8 +408,8 @@ static void coroutine_fn bsst_write_finish(BsstWrite *w, int ret)
         return;
     }
     w->committed_ns = get_clock();
-    if (w->slots || w->buffers || w->zeroes) {
-        bsst_write_foreach_run(w, bsst_write_release_run);
+    if (w->buffers) {
+        w->pager->ops->release(w->pager, w->claim, w->n);
     }
     if (w->slots) {
         bsst_write_notify(w);
@@ -524,10 +479,12 @@ bsst_co_pwritev_tracked(BlockDriverState *bs, BsstPager *pager, int64_t offset,
     BDRVBsstState *s = bs->opaque;
     uint64_t first = bsst_block_up(offset);
     uint64_t end = bsst_block_down(offset + bytes);
-    void *stack_page[BSST_STACK_BLOCKS];
-    BsstPageClaim stack_claim[BSST_STACK_BLOCKS];
+    QEMU_UNINITIALIZED void *stack_page[BSST_STACK_BLOCKS];
+    QEMU_UNINITIALIZED BsstPageClaim stack_claim[BSST_STACK_BLOCKS];
+    QEMU_UNINITIALIZED BsstSlot stack_slot[BSST_STACK_BLOCKS];
     g_autofree void **heap_page = NULL;
     g_autofree BsstPageClaim *heap_claim = NULL;
+    g_autofree BsstSlot *heap_slot = NULL;
     BlockReq req;
     BsstWrite w = {
         .bs = bs,
@@ -542,12 +499,14 @@ bsst_co_pwritev_tracked(BlockDriverState *bs, BsstPager *pager, int64_t offset,
         .n = end > first ? end - first : 0,
         .page = stack_page,
         .claim = stack_claim,
+        .slot = stack_slot,
     };
     int ret;
 
     if (w.n > BSST_STACK_BLOCKS) {
         w.page = heap_page = g_new(void *, w.n);
         w.claim = heap_claim = g_new(BsstPageClaim, w.n);
+        w.slot = heap_slot = g_new(BsstSlot, w.n);
     }
 
     bsst_track_begin(s, &req, offset, bytes);

@@ -35,18 +35,38 @@
 /* Pages that are discarded under one hold of the page lock. */
 #define DISCARD_BATCH   512
 
+static inline bool region_lookup(const PagerRegion *r, const void *addr,
+                                 uint64_t *page)
+{
+    uint64_t i = ((uintptr_t)addr - (uintptr_t)r->host) >> BSST_PAGE_BITS;
+
+    *page = r->first + i;
+    return i < r->npages;
+}
+
 bool pager_lookup(const Pager *p, const void *addr, uint64_t *page)
 {
     for (unsigned i = 0; i < p->nregions; i++) {
-        const PagerRegion *r = &p->region[i];
-        uint64_t offset = (const uint8_t *)addr - r->host;
-
-        if ((const uint8_t *)addr >= r->host &&
-            offset < r->npages << BSST_PAGE_BITS) {
-            *page = r->first + (offset >> BSST_PAGE_BITS);
+        if (region_lookup(&p->region[i], addr, page)) {
             return true;
         }
     }
+    return false;
+}
+
+/* The same for one of many addresses: *@r is the region of the one before. */
+static inline bool lookup_next(const Pager *p, const PagerRegion **r,
+                               const void *addr, uint64_t *page)
+{
+    if (*r && region_lookup(*r, addr, page)) {
+        return true;
+    }
+    for (*r = p->region; *r < p->region + p->nregions; ++*r) {
+        if (region_lookup(*r, addr, page)) {
+            return true;
+        }
+    }
+    *r = NULL;
     return false;
 }
 
@@ -116,42 +136,51 @@ void pager_wait_transit_locked(Pager *p)
 
 /* What the block driver may ask: BsstPagerOps */
 
+/* What is in a slot, the caller references: the slot is in @c->slot then. */
+static inline void claim_one_locked(Pager *p, uint64_t page, BsstPageClaim *c)
+{
+    switch (page_state(&p->pages, page)) {
+    case PAGE_SWAPPED:
+    case PAGE_LOADING:
+        c->kind = BSST_PAGE_SLOT;
+        c->slot = page_ref(&p->pages, page);
+        page_set_flag(&p->pages, page, PAGE_FLAG_INTERCEPTED);
+        break;
+    case PAGE_VICTIM:
+    case PAGE_WRITING:
+        c->kind = BSST_PAGE_BUFFER;
+        c->buf = frame_addr(&p->frames, page_ref(&p->pages, page));
+        frame_ref(&p->frames, page_ref(&p->pages, page));
+        break;
+    case PAGE_ZERO:
+        c->kind = BSST_PAGE_ZERO;
+        break;
+    case PAGE_RESIDENT:
+        policy_event(&p->policy, &p->pages, page, POLICY_DISK);
+        break;
+    default:
+        break;
+    }
+}
+
 static void pager_claim(BsstPager *pager, void *const *addr,
                         BsstPageClaim *claim, unsigned n)
 {
     Pager *p = container_of(pager, Pager, base);
     g_autofree BsstSlot *heap = n > 256 ? g_new(BsstSlot, n) : NULL;
-    BsstSlot stack[256], *slot = heap ?: stack;
+    QEMU_UNINITIALIZED BsstSlot stack[256];
+    BsstSlot *slot = heap ?: stack;
+    const PagerRegion *region = NULL;
     unsigned nslots = 0;
     uint64_t page;
 
     QEMU_LOCK_GUARD(&p->lock);
     for (unsigned i = 0; i < n; i++) {
         claim[i].kind = BSST_PAGE_PRESENT;
-        if (!pager_lookup(p, addr[i], &page)) {
-            continue;
-        }
-        switch (page_state(&p->pages, page)) {
-        case PAGE_SWAPPED:
-        case PAGE_LOADING:
-            claim[i].kind = BSST_PAGE_SLOT;
-            claim[i].slot = slot[nslots++] = page_ref(&p->pages, page);
-            page_set_flag(&p->pages, page, PAGE_FLAG_INTERCEPTED);
-            break;
-        case PAGE_VICTIM:
-        case PAGE_WRITING:
-            claim[i].kind = BSST_PAGE_BUFFER;
-            claim[i].buf = frame_addr(&p->frames, page_ref(&p->pages, page));
-            frame_ref(&p->frames, page_ref(&p->pages, page));
-            break;
-        case PAGE_ZERO:
-            claim[i].kind = BSST_PAGE_ZERO;
-            break;
-        case PAGE_RESIDENT:
-            policy_event(&p->policy, &p->pages, page, POLICY_DISK);
-            break;
-        default:
-            break;
+        if (lookup_next(p, &region, addr[i], &page)) {
+            claim_one_locked(p, page, &claim[i]);
+            slot[nslots] = claim[i].slot;
+            nslots += claim[i].kind == BSST_PAGE_SLOT;
         }
     }
     p->n.intercepted += nslots;

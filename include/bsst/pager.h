@@ -5,7 +5,8 @@
  * the block driver (block/bsst.c) calls it.  Neither includes the other.
  *
  * Addresses are host virtual addresses, aligned to BSST_PAGE_SIZE.  An address
- * that is not guest RAM under the swapper's control counts as present.
+ * that is not guest RAM under the swapper's control, as NULL is not, counts as
+ * present.
  *
  * All calls may come from any thread and take only the pager's own page lock,
  * which is never held across I/O or an ioctl.
@@ -48,8 +49,8 @@ typedef struct BsstPagerOps {
                   unsigned n);
 
     /*
-     * Give up claims.  Buffers must be given up; for slots this only counts
-     * (their reference belongs to the caller, who may keep or drop it).
+     * Give up the claimed buffers.  A slot's reference belongs to the caller,
+     * who may keep or drop it.
      */
     void (*release)(BsstPager *pager, const BsstPageClaim *claim, unsigned n);
 

@@ -20,4 +20,12 @@ typedef uint32_t BsstSlot;
 /* No slot.  A store has at most BSST_SLOT_NONE slots. */
 #define BSST_SLOT_NONE  UINT32_MAX
 
+/*
+ * QEMU lets the compiler zero what is on the stack; not so large scratch arrays
+ * of hot paths.  QEMU 10.1 brings the macro itself.
+ */
+#ifndef QEMU_UNINITIALIZED
+#define QEMU_UNINITIALIZED __attribute__((uninitialized))
+#endif
+
 #endif /* BSST_TYPES_H */

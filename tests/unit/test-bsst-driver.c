@@ -281,6 +281,7 @@ static void setup(Fixture *f)
     f->p->pager.armed = true;
     f->p->pager.tesseract = true;
     bsst_store_set_pager(f->store, &f->p->pager, &error_abort);
+    bsst_store_set_armed(f->store, true);
 }
 
 static void teardown(Fixture *f)
