@@ -255,48 +255,67 @@ BsstSlot indirect_map_insert(IndirectMap *map, uint64_t block, BsstSlot slot)
     return old;
 }
 
-/* @n blocks of one leaf.  False, and nothing done, if one is in the map. */
-static bool leaf_insert_new(IndirectMap *map, uint64_t block,
-                            const BsstSlot *slot, unsigned n)
+/* The elements of the parts in @mask, as far as there are any. */
+static void leaf_old_slots(uint64_t bitmap, uint64_t mask, const BsstSlot *elem,
+                           BsstSlot *old)
 {
-    Node **link = map_make_link(map, block);
-    unsigned part = part_of(block, 0), rank, have;
-    uint64_t mask = (n < FANOUT ? (1ULL << n) - 1 : ~0ULL) << part;
-    BsstSlot *elem;
+    for (; mask; mask &= mask - 1) {
+        bool has = bitmap & mask & -mask;
 
-    if (*link && ((*link)->bitmap & mask)) {
-        return false;
+        *old++ = has ? *elem++ : BSST_SLOT_NONE;
     }
-    have = *link ? __builtin_popcountll((*link)->bitmap) : 0;
-    node_resize(map, link, have, have + n, sizeof(BsstSlot));
-    rank = node_rank(*link, part);
-    elem = node_slot(*link, part);
-    memmove(elem + n, elem, (have - rank) * sizeof(BsstSlot));
-    memcpy(elem, slot, n * sizeof(BsstSlot));
-    (*link)->bitmap |= mask;
-    map->count += n;
-    return true;
 }
 
-void indirect_map_insert_run(IndirectMap *map, uint64_t block,
-                             const BsstSlot *slot, unsigned n, BsstSlot *old)
+/*
+ * @n blocks of one leaf.  Afterwards their elements stand side by side, in the
+ * place of those that some of them had before.  Returns the number of these.
+ */
+static unsigned leaf_insert_run(IndirectMap *map, uint64_t block,
+                                const BsstSlot *slot, unsigned n,
+                                BsstSlot *old)
 {
-    unsigned i, k, piece;
+    Node **link = map_make_link(map, block);
+    unsigned part = part_of(block, 0);
+    uint64_t mask = (n < FANOUT ? (1ULL << n) - 1 : ~0ULL) << part;
+    uint64_t bitmap = *link ? (*link)->bitmap : 0;
+    unsigned have = __builtin_popcountll(bitmap);
+    unsigned replaced = __builtin_popcountll(bitmap & mask);
+    unsigned rank;
+    BsstSlot *elem;
+
+    /* The array never shrinks here: first all that is new gets its room. */
+    node_resize(map, link, have, have + n - replaced, sizeof(BsstSlot));
+    rank = node_rank(*link, part);
+    elem = (BsstSlot *)(*link + 1) + rank;
+    if (replaced) {
+        leaf_old_slots(bitmap, mask, elem, old);
+    } else {
+        memset(old, 0xff, n * sizeof(BsstSlot));        /* BSST_SLOT_NONE */
+    }
+    memmove(elem + n, elem + replaced,
+            (have - rank - replaced) * sizeof(BsstSlot));
+    memcpy(elem, slot, n * sizeof(BsstSlot));
+    (*link)->bitmap = bitmap | mask;
+    map->count += n - replaced;
+    return replaced;
+}
+
+unsigned indirect_map_insert_run(IndirectMap *map, uint64_t block,
+                                 const BsstSlot *slot, unsigned n,
+                                 BsstSlot *old)
+{
+    unsigned i, piece, replaced = 0;
 
     assert(block <= MAX_BLOCKS - n);
-    for (i = 0; i < n; i += piece) {
-        bool is_new;
-
-        piece = MIN(n - i, FANOUT - part_of(block + i, 0));
-        for (k = i; k < i + piece; k++) {
-            assert(slot[k] != BSST_SLOT_NONE);
-            old[k] = BSST_SLOT_NONE;
-        }
-        is_new = leaf_insert_new(map, block + i, slot + i, piece);
-        for (k = i; !is_new && k < i + piece; k++) {
-            old[k] = indirect_map_insert(map, block + k, slot[k]);
-        }
+    for (i = 0; i < n; i++) {
+        assert(slot[i] != BSST_SLOT_NONE);
     }
+    for (i = 0; i < n; i += piece) {
+        piece = MIN(n - i, FANOUT - part_of(block + i, 0));
+        replaced += leaf_insert_run(map, block + i, slot + i, piece,
+                                    old + i);
+    }
+    return replaced;
 }
 
 BsstSlot indirect_map_remove(IndirectMap *map, uint64_t block)

@@ -315,9 +315,18 @@ uint32_t slot_table_alloc(SlotTable *t, uint32_t want, BsstSlot *first)
 
 void slot_table_ref(SlotTable *t, BsstSlot slot)
 {
-    assert(slot < t->nslots);
-    assert(t->refs[slot] > 0 && t->refs[slot] < UINT32_MAX);
-    t->refs[slot]++;
+    slot_table_ref_list(t, &slot, 1);
+}
+
+void slot_table_ref_list(SlotTable *t, const BsstSlot *slot, uint32_t n)
+{
+    uint32_t i;
+
+    for (i = 0; i < n; i++) {
+        assert(slot[i] < t->nslots);
+        assert(t->refs[slot[i]] > 0 && t->refs[slot[i]] < UINT32_MAX);
+        t->refs[slot[i]]++;
+    }
 }
 
 bool slot_table_unref(SlotTable *t, BsstSlot slot)

@@ -33,12 +33,14 @@ BsstSlot indirect_map_insert(IndirectMap *map, uint64_t block, BsstSlot slot);
 
 /*
  * Let the @n blocks from @block on be held by @slot[].  Much faster than one
- * by one where none of them is in the map.
+ * by one.
  *
- * @old[] gets the slots that held them before, or BSST_SLOT_NONE.
+ * @old[] gets the slots that held them before, or BSST_SLOT_NONE.  Returns how
+ * many had been in the map.
  */
-void indirect_map_insert_run(IndirectMap *map, uint64_t block,
-                             const BsstSlot *slot, unsigned n, BsstSlot *old);
+unsigned indirect_map_insert_run(IndirectMap *map, uint64_t block,
+                                 const BsstSlot *slot, unsigned n,
+                                 BsstSlot *old);
 
 /* Forget @block.  Returns the slot that held it, or BSST_SLOT_NONE. */
 BsstSlot indirect_map_remove(IndirectMap *map, uint64_t block);

@@ -42,6 +42,8 @@ uint32_t slot_table_alloc(SlotTable *t, uint32_t want, BsstSlot *first);
 
 /* Take one more reference on @slot, which is in use. */
 void slot_table_ref(SlotTable *t, BsstSlot slot);
+/* The same for each of @n slots, among which may be one several times. */
+void slot_table_ref_list(SlotTable *t, const BsstSlot *slot, uint32_t n);
 
 /* Drop a reference of @slot.  Returns true if it was the last: free now. */
 bool slot_table_unref(SlotTable *t, BsstSlot slot);

@@ -167,17 +167,18 @@ static void pair_insert_run(Pair *p, uint64_t block, BsstSlot slot, unsigned n)
 {
     g_autofree BsstSlot *slots = g_new(BsstSlot, n);
     g_autofree BsstSlot *old = g_new(BsstSlot, n);
-    unsigned k;
+    unsigned k, replaced, seen = 0;
 
     for (k = 0; k < n; k++) {
         slots[k] = slot ^ k;
     }
-    indirect_map_insert_run(p->map, block, slots, n, old);
+    replaced = indirect_map_insert_run(p->map, block, slots, n, old);
     for (k = 0; k < n; k++) {
         unsigned i = shadow_find(p, block + k);
 
         if (i < p->shadow->len && entry_at(p, i)->block == block + k) {
             g_assert_cmpuint(old[k], ==, entry_at(p, i)->slot);
+            seen++;
             entry_at(p, i)->slot = slots[k];
         } else {
             Entry entry = { .block = block + k, .slot = slots[k] };
@@ -187,6 +188,7 @@ static void pair_insert_run(Pair *p, uint64_t block, BsstSlot slot, unsigned n)
         }
         check_lookup(p, block + k);
     }
+    g_assert_cmpuint(replaced, ==, seen);
 }
 
 static void pair_remove(Pair *p, uint64_t block)

@@ -197,12 +197,16 @@ static void random_operation(Pair *p, GRand *rand, bool filling)
             }
         }
     } else if (dice == 8) {
-        for (; n && i < p->nslots; i++, n--) {
+        g_autofree BsstSlot *list = g_new(BsstSlot, n);
+        uint32_t len = 0;
+
+        for (; n && i < p->nslots; i += g_rand_boolean(rand), n--) {
             if (p->cell[i].refs) {
-                slot_table_ref(p->table, i);
+                list[len++] = i;
                 p->cell[i].refs++;
             }
         }
+        slot_table_ref_list(p->table, list, len);
     } else if (g_rand_boolean(rand)) {
         pair_punch_begin(p, i, 1 + g_rand_int(rand) % MIN(n, 8), MAX(8, n));
     } else {
@@ -410,6 +414,16 @@ static void fatal_ref_free(void)
     slot_table_ref(slot_table_new(10), 3);
 }
 
+static void fatal_ref_list_free(void)
+{
+    SlotTable *t = slot_table_new(10);
+    BsstSlot list[2];
+
+    slot_table_alloc(t, 1, &list[0]);
+    list[1] = list[0] + 1;
+    slot_table_ref_list(t, list, 2);
+}
+
 static void fatal_out_of_range(void)
 {
     slot_table_refs(slot_table_new(10), 10);
@@ -531,6 +545,8 @@ int main(int argc, char **argv)
                          fatal_unref_free, test_asserts);
     g_test_add_data_func("/slot-table/asserts/ref-free",
                          fatal_ref_free, test_asserts);
+    g_test_add_data_func("/slot-table/asserts/ref-list-free",
+                         fatal_ref_list_free, test_asserts);
     g_test_add_data_func("/slot-table/asserts/out-of-range",
                          fatal_out_of_range, test_asserts);
     g_test_add_data_func("/slot-table/asserts/checksum-free",
