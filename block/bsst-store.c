@@ -575,9 +575,7 @@ void bsst_slot_ref(BsstStore *s, const BsstSlot *slot, unsigned n)
 {
     QEMU_LOCK_GUARD(&s->lock);
 
-    for (unsigned i = 0; i < n; i++) {
-        slot_table_ref(s->slots, slot[i]);
-    }
+    slot_table_ref_list(s->slots, slot, n);
 }
 
 static void store_punch_later(BsstStore *s)
