@@ -43,6 +43,10 @@ QEMU_BUILD_BUG_ON(sizeof(DiskBlock) != BSST_JOURNAL_BLOCK_BYTES);
 QEMU_BUILD_BUG_ON(BSST_RECORD_MAX_BLOCKS >> (64 - RECORD_BLOCK_BITS));
 QEMU_BUILD_BUG_ON(BSST_MAX_BLOCK != 1ULL << RECORD_BLOCK_BITS);
 
+/*
+ * All that matters lies in one sector, which a crash leaves old or new: a
+ * header that is not valid is no torn one but damage.
+ */
 typedef struct QEMU_PACKED DiskCheckpoint {
     uint8_t magic[MAGIC_BYTES];
     uint64_t number;
@@ -54,17 +58,26 @@ typedef struct QEMU_PACKED DiskCheckpoint {
     uint64_t journal_sequence;
     uint64_t journal_chain;
     uint64_t journal_generation;
-    uint8_t reserved[BSST_JOURNAL_BLOCK_BYTES - 88];
     uint64_t checksum;          /* of all bytes before it */
+    uint8_t reserved[BSST_JOURNAL_BLOCK_BYTES - 88]; /* zeroes */
 } DiskCheckpoint;
 
 QEMU_BUILD_BUG_ON(sizeof(DiskCheckpoint) != BSST_JOURNAL_BLOCK_BYTES);
-QEMU_BUILD_BUG_ON(offsetof(DiskCheckpoint, checksum) !=
-                  offsetof(DiskBlock, checksum));
+QEMU_BUILD_BUG_ON(offsetof(DiskCheckpoint, reserved) > 512);
 
 static uint64_t disk_checksum(const void *buf)
 {
     return bsst_checksum(buf, offsetof(DiskBlock, checksum));
+}
+
+static uint64_t checkpoint_checksum(const void *buf)
+{
+    return bsst_checksum(buf, offsetof(DiskCheckpoint, checksum));
+}
+
+static bool all_zero(const uint8_t *buf, size_t n)
+{
+    return buf[0] == 0 && !memcmp(buf, buf + 1, n - 1);
 }
 
 static const char *kind_magic(BsstBlockKind kind)
@@ -178,7 +191,7 @@ void bsst_checkpoint_encode(const BsstCheckpoint *c, uint8_t *buf)
     d->journal_sequence = GUINT64_TO_LE(c->journal_sequence);
     d->journal_chain = GUINT64_TO_LE(c->journal_chain);
     d->journal_generation = GUINT64_TO_LE(c->journal_generation);
-    d->checksum = GUINT64_TO_LE(disk_checksum(buf));
+    d->checksum = GUINT64_TO_LE(checkpoint_checksum(buf));
 }
 
 static bool checkpoint_valid(const BsstCheckpoint *c, uint64_t max_generation,
@@ -205,7 +218,8 @@ bool bsst_checkpoint_decode(BsstCheckpoint *c, const uint8_t *buf,
     const DiskCheckpoint *d = (const DiskCheckpoint *)buf;
 
     if (memcmp(d->magic, CHECKPOINT_MAGIC, MAGIC_BYTES) ||
-        GUINT64_FROM_LE(d->checksum) != disk_checksum(buf)) {
+        GUINT64_FROM_LE(d->checksum) != checkpoint_checksum(buf) ||
+        !all_zero(d->reserved, sizeof(d->reserved))) {
         return false;
     }
     *c = (BsstCheckpoint) {
