@@ -1,0 +1,1058 @@
+/*
+ * The journal of a block-swap store: the order of metadata writes and flushes
+ *
+ * The image's data, the slots and the metadata that name them are written in
+ * an order such that a crash at any moment leaves each sector of a guest disk
+ * old or new, and new if it was flushed.  A flush of an image with changes is
+ *
+ *   durable_map_prepare()              the snapshot to be written    (J2, J4)
+ *        |
+ *        +------------------------+
+ *   checksums of slots       image flush
+ *   store flush              (the driver's)                          (J1)
+ *        +------------------------+
+ *        |
+ *   append to the journal, store flush; or a checkpoint              (J3, J5)
+ *        |
+ *   durable_map_commit(), drop the slots that were replaced          (J3)
+ *
+ * Both store flushes serve all images that wait for one when they begin, and
+ * one writer appends for all who wait.
+ *
+ * Invariants (asserts and tests quote the numbers):
+ *
+ *   J1  A record is written only when what it relies on is durable: content
+ *       and checksums of the slots that it names, and the image's data that
+ *       replace what it removes.
+ *   J2  Records are taken from a snapshot.  The flushes of J1 begin after it,
+ *       so that they cover all that the snapshot relies on.
+ *   J3  A commit has succeeded when a store flush that began after its last
+ *       write has.  Only then are the slots dropped that it replaced, and only
+ *       then may the guest's flush return.  After a failure these slots and
+ *       those that it named are kept until a commit has succeeded.
+ *   J4  An image has one commit at a time.
+ *   J5  Journal blocks are numbered without a gap.  A commit before the tail is
+ *       part of its map's committed state; one that is not is behind it.
+ *   J6  Behind the tail there is no valid block, and what is written there
+ *       cannot make an old one valid: what an append may have left that failed,
+ *       or one that was torn by a crash, is scrubbed, durably, before the next
+ *       append or checkpoint.
+ *   J7  A valid header of a checkpoint has a complete body: the body is durable
+ *       before the header is written, the newest checkpoint is never written
+ *       to, and the header of one that failed is blanked, durably, before its
+ *       body is written again.
+ *   J8  A checkpoint notes the tail first and dumps the maps then, while
+ *       commits go on: what it misses is behind the noted tail, and the last
+ *       record for a block wins.  The journal from there on is kept until the
+ *       header of the next checkpoint is durable.
+ *   J9  A block of the checksum table is composed and written under one lock,
+ *       from memory, which has the checksum of every slot that is in use.
+ *   J10 An image is in the image table, durably, before its first record, and
+ *       until no record of it counts.  Its place goes to another image only
+ *       when neither the newest checkpoint nor the journal behind it name it.
+ *   J11 What recovery has read is durable before a slot is written: the owner
+ *       of the store flushes it after bsst_journal_co_open(), with the new
+ *       generation in the superblock.
+ *
+ * Who waits for whom: a commit that does not fit into the journal takes
+ * checkpoint_lock and commits by a checkpoint of its own.  Nobody who holds
+ * append_lock waits for a checkpoint.
+ *
+ * Deliberately absent: transactions across blocks of the journal.  Each record
+ * is right by itself, and the flush has not returned.
+ *
+ * This work is licensed under the terms of the GNU GPL, version 2 or later.
+ * See the COPYING file in the top-level directory.
+ */
+
+#include "qemu/osdep.h"
+#include "block/aio.h"
+#include "block/aio-wait.h"
+#include "bsst-journal-int.h"
+#include "qemu/cutils.h"
+#include "qemu/main-loop.h"
+
+/* Records that are fetched in one go under an image's lock */
+#define COLLECT_RECORDS     512u
+
+/* State of the journal */
+
+static bool journal_is_dead(BsstJournal *j)
+{
+    return j->read_only || qatomic_read(&j->failed);
+}
+
+static int journal_error(BsstJournal *j, int ret)
+{
+    if (ret < 0) {
+        stat64_add(&j->errors, 1);
+    }
+    return ret;
+}
+
+/* Under append_lock. */
+static uint64_t journal_free_blocks(BsstJournal *j)
+{
+    return j->journal_blocks -
+           (j->tail.sequence - j->checkpoint.journal_sequence);
+}
+
+static void journal_publish_used(BsstJournal *j)
+{
+    qatomic_set(&j->used_blocks, j->journal_blocks - journal_free_blocks(j));
+}
+
+static void journal_add_weight(BsstJournal *j, uint64_t before, uint64_t after)
+{
+    QEMU_LOCK_GUARD(&j->lock);
+    j->weight += after - before;
+}
+
+/* Flush of the store */
+
+static void coroutine_fn store_flush_lead(BsstJournal *j)
+{
+    QSIMPLEQ_HEAD(, BsstFlushWaiter) served = QSIMPLEQ_HEAD_INITIALIZER(served);
+    BsstFlushWaiter *w, *next;
+    int ret = -EIO;
+
+    WITH_QEMU_LOCK_GUARD(&j->lock) {
+        QSIMPLEQ_CONCAT(&served, &j->flush_waiters);
+    }
+    if (!qatomic_read(&j->failed)) {
+        ret = j->io->co_flush(j->opaque);
+        stat64_add(&j->flushes, 1);
+        if (ret < 0 && j->io->flush_errors_are_final) {
+            qatomic_set(&j->failed, true);
+        }
+    }
+    QSIMPLEQ_FOREACH_SAFE(w, &served, next, next) {
+        w->ret = ret;
+        w->done = true;
+    }
+}
+
+/* A flush that begins after the call; it may serve others, too. */
+static int coroutine_fn store_co_flush(BsstJournal *j)
+{
+    BsstFlushWaiter self = { .done = false };
+
+    WITH_QEMU_LOCK_GUARD(&j->lock) {
+        QSIMPLEQ_INSERT_TAIL(&j->flush_waiters, &self, next);
+    }
+    QEMU_LOCK_GUARD(&j->flush_lock);
+    if (!self.done) {
+        store_flush_lead(j);
+    }
+    return self.ret;
+}
+
+/* Commit: the snapshot */
+
+static int compare_blocks(const void *a, const void *b)
+{
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+    return (x > y) - (x < y);
+}
+
+static void sort_blocks(GArray *blocks)
+{
+    uint32_t *v = (uint32_t *)blocks->data;
+    unsigned i, n = 0;
+
+    g_array_sort(blocks, compare_blocks);
+    for (i = 0; i < blocks->len; i++) {
+        if (!n || v[n - 1] != v[i]) {
+            v[n++] = v[i];
+        }
+    }
+    g_array_set_size(blocks, n);
+}
+
+static void commit_add(BsstCommit *c, const BsstRecord *r)
+{
+    BsstJournal *j = c->image->journal;
+    uint32_t block, last, limit;
+
+    if (c->records->len < j->journal_blocks * BSST_JOURNAL_RECORDS) {
+        g_array_append_val(c->records, *r);
+    } else {
+        c->oversize = true;
+    }
+    stat64_add(&j->records, 1);
+    stat64_add(&j->recorded_blocks, r->n);
+    if (r->slot == BSST_SLOT_NONE) {
+        return;
+    }
+
+    last = (r->slot + (r->n - 1)) / BSST_CHECKSUMS_PER_BLOCK;
+    for (block = r->slot / BSST_CHECKSUMS_PER_BLOCK; block <= last; block++) {
+        g_array_append_val(c->checksums, block);
+    }
+    limit = 2 * DIV_ROUND_UP(j->sb.nslots, BSST_CHECKSUMS_PER_BLOCK) + 1024;
+    if (c->checksums->len > limit) {
+        sort_blocks(c->checksums);
+    }
+}
+
+static bool coroutine_fn commit_collect_some(BsstCommit *c, uint64_t *block)
+{
+    BsstRecord r;
+    unsigned i;
+
+    QEMU_LOCK_GUARD(&c->image->lock);
+    for (i = 0; i < COLLECT_RECORDS; i++) {
+        if (!durable_map_next_prepared(c->image->map, *block, &r)) {
+            return false;
+        }
+        commit_add(c, &r);
+        *block = r.block + r.n;
+    }
+    return true;
+}
+
+/* The map does not change what it has prepared while this runs (J2). */
+static void coroutine_fn commit_begin(BsstCommit *c, BsstImage *image)
+{
+    uint64_t block = 0;
+
+    *c = (BsstCommit) {
+        .image = image,
+        .records = g_array_new(false, false, sizeof(BsstRecord)),
+        .checksums = g_array_new(false, false, sizeof(uint32_t)),
+    };
+    while (commit_collect_some(c, &block)) {
+        /* a pause for those who wait for the map */
+    }
+    sort_blocks(c->checksums);
+    assert(!c->records->len || image->entry.in_use); /* J10 */
+}
+
+static void commit_end(BsstCommit *c)
+{
+    g_array_unref(c->records);
+    g_array_unref(c->checksums);
+}
+
+/* J3: it is durable. */
+static void coroutine_fn commit_succeeded(BsstCommit *c)
+{
+    BsstImage *image = c->image;
+    BsstJournal *j = image->journal;
+    GArray *dropped;
+    uint64_t weight;
+
+    WITH_QEMU_LOCK_GUARD(&image->lock) {
+        weight = durable_map_weight(image->map);
+        dropped = durable_map_commit(image->map);
+        journal_add_weight(j, weight, durable_map_weight(image->map));
+        image->failed = false;
+    }
+    j->slots->unref(j->opaque, (BsstSlot *)dropped->data, dropped->len);
+    g_array_unref(dropped);
+    stat64_add(&j->commits, 1);
+}
+
+static void coroutine_fn commit_failed(BsstCommit *c)
+{
+    BsstImage *image = c->image;
+    uint64_t weight;
+
+    QEMU_LOCK_GUARD(&image->lock);
+    weight = durable_map_weight(image->map);
+    durable_map_abort(image->map);
+    journal_add_weight(image->journal, weight, durable_map_weight(image->map));
+    image->failed = true;
+}
+
+/* Commit: what its records rely on (J1) */
+
+typedef struct DataFlush {
+    BsstDataFlush *fn;
+    void *opaque;
+    Coroutine *waiter;
+    bool done;
+    int ret;
+} DataFlush;
+
+static void coroutine_fn data_flush_entry(void *opaque)
+{
+    DataFlush *f = opaque;
+
+    f->ret = f->fn(f->opaque);
+    f->done = true;
+    if (f->waiter) {
+        aio_co_wake(f->waiter);
+    }
+}
+
+static int coroutine_fn data_flush_join(DataFlush *f)
+{
+    if (!f->done) {
+        f->waiter = qemu_coroutine_self();
+        qemu_coroutine_yield();
+        assert(f->done);
+    }
+    return f->ret;
+}
+
+/* Make content and checksums of the slots durable that are named. */
+static int coroutine_fn commit_co_sync_slots(BsstCommit *c)
+{
+    BsstJournal *j = c->image->journal;
+    int ret;
+
+    ret = bsst_journal_co_write_checksums(j, (uint32_t *)c->checksums->data,
+                                          c->checksums->len);
+    return ret < 0 ? ret : store_co_flush(j);
+}
+
+/* In parallel: the two are different devices, more often than not. */
+static int coroutine_fn commit_co_sync(BsstCommit *c, BsstDataFlush *flush,
+                                       void *opaque)
+{
+    DataFlush data = { .fn = flush, .opaque = opaque };
+    int slots_ret, data_ret;
+
+    if (!c->checksums->len) {
+        return flush(opaque);
+    }
+    qemu_coroutine_enter(qemu_coroutine_create(data_flush_entry, &data));
+    slots_ret = journal_error(c->image->journal, commit_co_sync_slots(c));
+    data_ret = data_flush_join(&data);
+    return data_ret < 0 ? data_ret : slots_ret;
+}
+
+/* Commit: append to the journal */
+
+/* J6.  Under append_lock. */
+static int coroutine_fn journal_co_scrub(BsstJournal *j)
+{
+    uint64_t n = MIN(j->scrub, journal_free_blocks(j));
+    int ret;
+
+    if (n) {
+        ret = bsst_journal_co_write_scrub(j, &j->tail, n);
+        if (ret == 0) {
+            ret = store_co_flush(j);
+        }
+        if (ret < 0) {
+            return ret;
+        }
+    }
+    j->scrub = 0;
+    return 0;
+}
+
+static int coroutine_fn append_co_commit(BsstBlockWriter *w, BsstCommit *c)
+{
+    const BsstRecord *records = (BsstRecord *)c->records->data;
+    unsigned i, n;
+    int ret = 0;
+
+    for (i = 0; i < c->records->len && ret == 0; i += n) {
+        n = MIN(c->records->len - i, BSST_JOURNAL_RECORDS);
+        ret = bsst_block_writer_co_add(w, c->image->index, records + i, n);
+    }
+    return ret;
+}
+
+typedef QSIMPLEQ_HEAD(, BsstCommit) CommitQueue;
+
+/* Write @queue, of @nblocks blocks, behind the tail.  Under append_lock. */
+static int coroutine_fn append_co_write(BsstJournal *j, CommitQueue *queue,
+                                        uint64_t nblocks)
+{
+    BsstBlockWriter w;
+    BsstCommit *c;
+    int ret;
+
+    ret = journal_co_scrub(j);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = bsst_block_writer_init(&w, j, BSST_BLOCK_JOURNAL,
+                                 j->sb.journal_offset, j->journal_blocks,
+                                 &j->tail, nblocks);
+    if (ret == 0) {
+        QSIMPLEQ_FOREACH(c, queue, next) {
+            ret = append_co_commit(&w, c);
+            if (ret < 0) {
+                break;
+            }
+        }
+    }
+    ret = bsst_block_writer_co_end(&w, ret);
+    if (ret == 0) {
+        ret = store_co_flush(j);
+    }
+    if (ret < 0) {
+        j->scrub = nblocks;
+        return ret;
+    }
+    assert(w.pos.sequence == j->tail.sequence + nblocks); /* J5 */
+    j->tail = w.pos;
+    journal_publish_used(j);
+    stat64_add(&j->journal_bytes, nblocks * BSST_JOURNAL_BLOCK_BYTES);
+    return 0;
+}
+
+/* Take those that fit.  @self is told if it does not. */
+static uint64_t append_take(BsstJournal *j, BsstCommit *self,
+                            CommitQueue *queue)
+{
+    uint64_t room = journal_free_blocks(j), nblocks = 0;
+    BsstCommit *c, *next;
+
+    QSIMPLEQ_INIT(queue);
+    QEMU_LOCK_GUARD(&j->lock);
+    QSIMPLEQ_FOREACH_SAFE(c, &j->appends, next, next) {
+        uint64_t n = bsst_blocks_for(c->records->len);
+        bool fits = n <= room - nblocks;
+
+        if (!fits && c != self) {
+            continue;           /* its own turn will come */
+        }
+        QSIMPLEQ_REMOVE(&j->appends, c, BsstCommit, next);
+        if (fits) {
+            QSIMPLEQ_INSERT_TAIL(queue, c, next);
+            nblocks += n;
+        } else {
+            c->no_room = true;
+        }
+    }
+    return nblocks;
+}
+
+/* Append for all who wait.  Under append_lock. */
+static void coroutine_fn append_lead(BsstJournal *j, BsstCommit *self)
+{
+    BsstCommit *c, *next;
+    CommitQueue queue;
+    uint64_t nblocks;
+    int ret = -EIO;
+
+    nblocks = append_take(j, self, &queue);
+    if (nblocks && !journal_is_dead(j)) {
+        ret = journal_error(j, append_co_write(j, &queue, nblocks));
+    }
+    QSIMPLEQ_FOREACH_SAFE(c, &queue, next, next) {
+        c->ret = ret;
+        c->done = true;
+        if (ret == 0) {
+            commit_succeeded(c); /* J5: before anybody notes the new tail */
+        }
+    }
+}
+
+/* Sets @c->no_room, or returns 0 or -errno. */
+static int coroutine_fn commit_co_append(BsstCommit *c)
+{
+    BsstJournal *j = c->image->journal;
+
+    c->done = false;
+    c->no_room = c->oversize;
+    if (c->no_room) {
+        return 0;
+    }
+    WITH_QEMU_LOCK_GUARD(&j->lock) {
+        QSIMPLEQ_INSERT_TAIL(&j->appends, c, next);
+    }
+    QEMU_LOCK_GUARD(&j->append_lock);
+    if (!c->done) {
+        append_lead(j, c);
+    }
+    return c->ret;
+}
+
+/* Checkpoint */
+
+/* J8.  Under append_lock. */
+static int coroutine_fn checkpoint_co_note_tail(BsstJournal *j,
+                                                BsstCheckpoint *cp)
+{
+    int ret = journal_co_scrub(j);
+
+    cp->journal_block = j->tail.block;
+    cp->journal_sequence = j->tail.sequence;
+    cp->journal_chain = j->tail.chain;
+    cp->journal_generation = j->tail.generation;
+    return ret;
+}
+
+/* The same with a body.  Commits go on, unless they have grown too many. */
+static int coroutine_fn checkpoint_co_body(BsstJournal *j, BsstImage *prepared,
+                                           BsstCheckpoint *cp)
+{
+    unsigned area = 1 - j->checkpoint_area;
+    bool overflow;
+    int ret;
+
+    WITH_QEMU_LOCK_GUARD(&j->append_lock) {
+        ret = checkpoint_co_note_tail(j, cp);
+    }
+    if (ret < 0) {
+        return ret;
+    }
+    ret = bsst_checkpoint_co_write_body(j, area, prepared, cp, &overflow);
+    if (!overflow) {
+        return ret;
+    }
+    /* At one moment there are not more than fit: weight. */
+    QEMU_LOCK_GUARD(&j->append_lock);
+    ret = checkpoint_co_note_tail(j, cp);
+    return ret < 0 ? ret : bsst_checkpoint_co_write_body(j, area, prepared, cp,
+                                                         &overflow);
+}
+
+/* J7 */
+static int coroutine_fn checkpoint_co_blank(BsstJournal *j, unsigned area)
+{
+    int ret;
+
+    if (!j->header_uncertain) {
+        return 0;
+    }
+    ret = bsst_checkpoint_co_write_header(j, area, NULL);
+    if (ret == 0) {
+        ret = store_co_flush(j);
+    }
+    j->header_uncertain = ret < 0;
+    return ret;
+}
+
+static int coroutine_fn checkpoint_co_write(BsstJournal *j,
+                                            BsstImage *prepared,
+                                            BsstCheckpoint *cp)
+{
+    unsigned area = 1 - j->checkpoint_area;
+    int ret;
+
+    ret = checkpoint_co_blank(j, area);
+    if (ret == 0) {
+        ret = checkpoint_co_body(j, prepared, cp);
+    }
+    if (ret == 0) {
+        ret = store_co_flush(j);
+    }
+    if (ret < 0) {
+        return ret;
+    }
+
+    j->header_uncertain = true;
+    ret = bsst_checkpoint_co_write_header(j, area, cp);
+    if (ret == 0) {
+        ret = store_co_flush(j);
+    }
+    j->header_uncertain = ret < 0;
+    return ret;
+}
+
+/* J8, J10: the header is durable, what was before it is not needed. */
+static void coroutine_fn checkpoint_succeeded(BsstJournal *j,
+                                              const BsstCheckpoint *cp)
+{
+    j->checkpoint_area = 1 - j->checkpoint_area;
+    WITH_QEMU_LOCK_GUARD(&j->append_lock) {
+        j->checkpoint = *cp;
+        journal_publish_used(j);
+    }
+    WITH_QEMU_LOCK_GUARD(&j->table_lock) {
+        memset(j->retired, 0, j->sb.nimages * sizeof(j->retired[0]));
+    }
+    stat64_add(&j->checkpoints, 1);
+    stat64_add(&j->checkpoint_bytes,
+               (cp->nblocks + 1) * BSST_JOURNAL_BLOCK_BYTES);
+}
+
+/* With @c, commit it, too.  Under checkpoint_lock. */
+static int coroutine_fn checkpoint_co_locked(BsstJournal *j, BsstCommit *c)
+{
+    BsstCheckpoint cp = {
+        .number = j->checkpoint.number + 1,
+        .generation = j->sb.generation,
+    };
+    int ret = -EIO;
+
+    if (!journal_is_dead(j)) {
+        ret = checkpoint_co_write(j, c ? c->image : NULL, &cp);
+    }
+    if (journal_error(j, ret) < 0) {
+        return ret;
+    }
+    checkpoint_succeeded(j, &cp);
+    if (c) {
+        commit_succeeded(c);
+    }
+    return 0;
+}
+
+int coroutine_fn bsst_journal_co_checkpoint(BsstJournal *j)
+{
+    if (j->read_only) {
+        return -EROFS;
+    }
+    QEMU_LOCK_GUARD(&j->checkpoint_lock);
+    return checkpoint_co_locked(j, NULL);
+}
+
+static bool checkpoint_is_due(BsstJournal *j)
+{
+    return qatomic_read(&j->used_blocks) > j->journal_blocks / 2;
+}
+
+static void coroutine_fn checkpoint_entry(void *opaque)
+{
+    BsstJournal *j = opaque;
+
+    WITH_QEMU_LOCK_GUARD(&j->checkpoint_lock) {
+        if (checkpoint_is_due(j)) {
+            checkpoint_co_locked(j, NULL);
+        }
+    }
+    qatomic_set(&j->background, false);
+    aio_wait_kick();
+}
+
+/* In the main thread: IOThreads may go away. */
+static void checkpoint_schedule(BsstJournal *j)
+{
+    if (checkpoint_is_due(j) && !journal_is_dead(j) &&
+        !qatomic_xchg(&j->background, true)) {
+        aio_co_schedule(qemu_get_aio_context(),
+                        qemu_coroutine_create(checkpoint_entry, j));
+    }
+}
+
+/* Flush of an image */
+
+/* Journal full: by a checkpoint, if another one has not made room meanwhile. */
+static int coroutine_fn commit_co_checkpoint(BsstCommit *c)
+{
+    BsstJournal *j = c->image->journal;
+    int ret;
+
+    QEMU_LOCK_GUARD(&j->checkpoint_lock);
+    ret = commit_co_append(c);
+    return c->no_room ? checkpoint_co_locked(j, c) : ret;
+}
+
+static int coroutine_fn commit_co_write(BsstCommit *c)
+{
+    int ret;
+
+    if (!c->records->len) {
+        commit_succeeded(c);    /* what has changed has changed back */
+        return 0;
+    }
+    ret = commit_co_append(c);
+    if (c->no_room) {
+        ret = commit_co_checkpoint(c);
+    }
+    checkpoint_schedule(c->image->journal);
+    return ret;
+}
+
+static bool coroutine_fn image_prepare(BsstImage *image)
+{
+    QEMU_LOCK_GUARD(&image->lock);
+    if (!image->failed && !durable_map_changed(image->map)) {
+        return false;
+    }
+    durable_map_prepare(image->map);
+    return true;
+}
+
+/* Under round_lock (J4). */
+static int coroutine_fn image_co_round(BsstImage *image, BsstDataFlush *flush,
+                                       void *opaque)
+{
+    BsstCommit c;
+    int ret;
+
+    if (!image_prepare(image)) {
+        return flush(opaque);
+    }
+    commit_begin(&c, image);
+    ret = commit_co_sync(&c, flush, opaque);
+    if (ret == 0) {
+        ret = commit_co_write(&c);
+    }
+    if (ret < 0) {
+        commit_failed(&c);
+    }
+    commit_end(&c);
+    return ret;
+}
+
+/*
+ * True if all changes are durable.  A commit in progress may carry changes
+ * that the caller has to wait for.
+ */
+static bool coroutine_fn image_is_quiet(BsstImage *image)
+{
+    QEMU_LOCK_GUARD(&image->lock);
+    return !image->failed && !durable_map_changed(image->map) &&
+           !durable_map_preparing(image->map);
+}
+
+int coroutine_fn bsst_image_co_flush(BsstImage *image, BsstDataFlush *flush,
+                                     void *opaque)
+{
+    uint64_t begun;
+
+    if (image_is_quiet(image)) {
+        return flush(opaque);
+    }
+
+    /* A round that begins from now on covers what we are asked for. */
+    begun = qatomic_read(&image->rounds_begun);
+    QEMU_LOCK_GUARD(&image->round_lock);
+    if (image->round_done > begun) {
+        return 0;
+    }
+    if (image->rounds_begun > begun) {
+        return image->round_ret;
+    }
+    qatomic_set(&image->rounds_begun, begun + 1);
+    image->round_ret = image_co_round(image, flush, opaque);
+    if (image->round_ret == 0) {
+        image->round_done = begun + 1;
+    }
+    return image->round_ret;
+}
+
+void bsst_image_set_locked(BsstImage *image, uint64_t block,
+                                        const BsstSlot *slot, unsigned n,
+                                        BsstSlot *old, BsstSlot *drop)
+{
+    uint64_t weight = durable_map_weight(image->map);
+
+    durable_map_set(image->map, block, slot, n, old, drop);
+    journal_add_weight(image->journal, weight, durable_map_weight(image->map));
+}
+
+/* Image table */
+
+/* The place of an image that is not in the table yet.  Under table_lock. */
+static bool table_find_place(BsstJournal *j, BsstImage *image)
+{
+    uint32_t i;
+
+    if (j->table[image->index] == image) {
+        return true;            /* an attempt to write it has failed */
+    }
+    for (i = 0; i < j->sb.nimages; i++) {
+        if (!j->table[i] && !j->retired[i]) { /* J10 */
+            image->index = i;
+            j->table[i] = image;
+            return true;
+        }
+    }
+    return false;
+}
+
+static int coroutine_fn table_co_write(BsstImage *image,
+                                       const BsstImageEntry *e)
+{
+    BsstJournal *j = image->journal;
+    int ret;
+
+    ret = bsst_journal_co_write_entry(j, image->index, e);
+    if (ret == 0) {
+        ret = store_co_flush(j);
+    }
+    if (ret == 0) {
+        image->entry = *e;
+    }
+    return journal_error(j, ret);
+}
+
+/* Returns -ENOSPC if there is no place. */
+static int coroutine_fn table_co_announce(BsstImage *image)
+{
+    BsstJournal *j = image->journal;
+    BsstImageEntry e;
+    uint64_t sequence;
+
+    WITH_QEMU_LOCK_GUARD(&j->append_lock) {
+        sequence = j->tail.sequence;
+    }
+    QEMU_LOCK_GUARD(&j->table_lock);
+    e = image->entry;
+    if (!e.in_use) {
+        if (!table_find_place(j, image)) {
+            return -ENOSPC;
+        }
+        e.in_use = true;
+        e.first_sequence = sequence;
+    }
+    e.announced = e.generation + 1;
+    return table_co_write(image, &e);
+}
+
+int coroutine_fn bsst_journal_co_announce(BsstImage *image)
+{
+    BsstJournal *j = image->journal;
+    int ret;
+
+    if (journal_is_dead(j)) {
+        return j->read_only ? -EROFS : -EIO;
+    }
+    ret = table_co_announce(image);
+    if (ret == -ENOSPC && !image->entry.in_use) {
+        /* Places may be waiting for a checkpoint. */
+        ret = bsst_journal_co_checkpoint(j);
+        if (ret == 0) {
+            ret = table_co_announce(image);
+        }
+    }
+    return ret;
+}
+
+int coroutine_fn bsst_journal_co_attached(BsstImage *image)
+{
+    BsstJournal *j = image->journal;
+    BsstImageEntry e;
+
+    if (journal_is_dead(j)) {
+        return j->read_only ? -EROFS : -EIO;
+    }
+    QEMU_LOCK_GUARD(&j->table_lock);
+    assert(image->entry.in_use);
+    e = image->entry;
+    e.generation = e.announced;
+    return table_co_write(image, &e);
+}
+
+/* Make the entry of @image unused, durably. */
+static int coroutine_fn table_co_remove(BsstImage *image)
+{
+    BsstJournal *j = image->journal;
+    BsstImageEntry unused = { .in_use = false };
+    int ret;
+
+    QEMU_LOCK_GUARD(&j->table_lock);
+    if (j->table[image->index] != image) {
+        return 0;
+    }
+    ret = table_co_write(image, &unused);
+    if (ret == 0) {
+        j->table[image->index] = NULL;
+        j->retired[image->index] = true;
+    }
+    return ret;
+}
+
+/* Drop all references of the map, which nothing on disk counts any more. */
+static void coroutine_fn image_drop_all(BsstImage *image)
+{
+    BsstJournal *j = image->journal;
+    const BsstSlot none = BSST_SLOT_NONE;
+    BsstSlot old, drop;
+    uint64_t block, weight;
+    GArray *dropped;
+
+    QEMU_LOCK_GUARD(&image->lock);
+    weight = durable_map_weight(image->map);
+    while (indirect_map_next(durable_map_current(image->map), 0, &block,
+                             NULL)) {
+        durable_map_set(image->map, block, &none, 1, &old, &drop);
+        if (drop != BSST_SLOT_NONE) {
+            j->slots->unref(j->opaque, &drop, 1);
+        }
+    }
+    durable_map_prepare(image->map);
+    dropped = durable_map_commit(image->map);
+    j->slots->unref(j->opaque, (BsstSlot *)dropped->data, dropped->len);
+    g_array_unref(dropped);
+    journal_add_weight(j, weight, 0);
+}
+
+static void image_free(BsstImage *image)
+{
+    durable_map_free(image->map);
+    g_free(image);
+}
+
+static bool coroutine_fn image_is_empty(BsstImage *image)
+{
+    if (!image_is_quiet(image)) {
+        return false;
+    }
+    QEMU_LOCK_GUARD(&image->lock);
+    return !indirect_map_count(durable_map_current(image->map));
+}
+
+int coroutine_fn bsst_journal_co_remove_image(BsstImage *image, bool discard)
+{
+    BsstJournal *j = image->journal;
+    int ret = 0;
+
+    if (!discard && !image_is_empty(image)) {
+        return -EBUSY;
+    }
+    if (journal_is_dead(j) && image->entry.in_use) {
+        return j->read_only ? -EROFS : -EIO;
+    }
+    /* No checkpoint has the image half, and J10: the next one has it not. */
+    WITH_QEMU_LOCK_GUARD(&j->checkpoint_lock) {
+        ret = table_co_remove(image);
+        if (ret == 0) {
+            QEMU_LOCK_GUARD(&j->lock);
+            QLIST_REMOVE(image, next);
+        }
+    }
+    if (ret == 0) {
+        image_drop_all(image);
+        image_free(image);
+    }
+    return ret;
+}
+
+BsstImage *bsst_image_new(BsstJournal *j, const BsstImageEntry *e)
+{
+    BsstImage *image = g_new0(BsstImage, 1);
+
+    image->journal = j;
+    image->entry = *e;
+    image->map = durable_map_new();
+    qemu_co_mutex_init(&image->lock);
+    qemu_co_mutex_init(&image->round_lock);
+    WITH_QEMU_LOCK_GUARD(&j->lock) {
+        QLIST_INSERT_HEAD(&j->images, image, next);
+    }
+    return image;
+}
+
+BsstImage *bsst_journal_add_image(BsstJournal *j, const uint8_t uuid[16],
+                                  bool raw, const char *name, uint64_t bytes)
+{
+    BsstImageEntry e = { .raw = raw, .bytes = bytes };
+
+    memcpy(e.uuid, uuid, sizeof(e.uuid));
+    pstrcpy(e.name, sizeof(e.name), name);
+    return bsst_image_new(j, &e);
+}
+
+BsstImage *bsst_journal_next_image(BsstJournal *j, BsstImage *image)
+{
+    return image ? QLIST_NEXT(image, next) : QLIST_FIRST(&j->images);
+}
+
+BsstImage *bsst_journal_find_image(BsstJournal *j, const uint8_t uuid[16])
+{
+    BsstImage *image = NULL;
+
+    while ((image = bsst_journal_next_image(j, image))) {
+        if (!memcmp(image->entry.uuid, uuid, sizeof(image->entry.uuid))) {
+            break;
+        }
+    }
+    return image;
+}
+
+/* Room */
+
+bool bsst_journal_reserve(BsstJournal *j, unsigned n)
+{
+    QEMU_LOCK_GUARD(&j->lock);
+    if (journal_is_dead(j) || j->weight + j->promised + n > j->sb.nslots) {
+        return false;
+    }
+    j->promised += n;
+    return true;
+}
+
+void bsst_journal_unreserve(BsstJournal *j, unsigned n)
+{
+    QEMU_LOCK_GUARD(&j->lock);
+    assert(j->promised >= n);
+    j->promised -= n;
+}
+
+/* Life */
+
+BsstJournal *bsst_journal_new(const BsstSuperblock *sb,
+                              const BsstJournalIO *io,
+                              const BsstJournalSlots *slots, void *opaque,
+                              bool read_only)
+{
+    BsstJournal *j = g_new0(BsstJournal, 1);
+
+    j->sb = *sb;
+    j->io = io;
+    j->slots = slots;
+    j->opaque = opaque;
+    j->read_only = read_only;
+    j->journal_blocks = sb->journal_bytes / BSST_JOURNAL_BLOCK_BYTES;
+    j->checkpoint_blocks = sb->checkpoint_bytes / BSST_JOURNAL_BLOCK_BYTES - 1;
+    j->table = g_new0(BsstImage *, sb->nimages);
+    j->retired = g_new0(bool, sb->nimages);
+    qemu_co_mutex_init(&j->checkpoint_lock);
+    qemu_co_mutex_init(&j->append_lock);
+    qemu_co_mutex_init(&j->table_lock);
+    qemu_co_mutex_init(&j->checksum_lock);
+    qemu_co_mutex_init(&j->flush_lock);
+    qemu_mutex_init(&j->lock);
+    QLIST_INIT(&j->images);
+    QSIMPLEQ_INIT(&j->appends);
+    QSIMPLEQ_INIT(&j->flush_waiters);
+    return j;
+}
+
+void bsst_journal_recovered(BsstJournal *j, const BsstCheckpoint *c,
+                            unsigned area, const BsstJournalPosition *tail)
+{
+    BsstImage *image;
+
+    j->checkpoint = *c;
+    j->checkpoint_area = area;
+    j->tail = *tail;
+    /* J6: a block that was torn, or one of an older life */
+    j->scrub = 1;
+    j->header_uncertain = false;
+    journal_publish_used(j);
+    QLIST_FOREACH(image, &j->images, next) {
+        j->weight += durable_map_weight(image->map);
+    }
+    j->recovered_indirections = j->weight;
+}
+
+void bsst_journal_free(BsstJournal *j)
+{
+    BsstImage *image, *next;
+
+    if (!j) {
+        return;
+    }
+    AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&j->background));
+    assert(QSIMPLEQ_EMPTY(&j->appends) && QSIMPLEQ_EMPTY(&j->flush_waiters));
+    QLIST_FOREACH_SAFE(image, &j->images, next, next) {
+        image_free(image);
+    }
+    qemu_mutex_destroy(&j->lock);
+    g_free(j->table);
+    g_free(j->retired);
+    g_free(j);
+}
+
+void bsst_journal_get_stats(BsstJournal *j, BsstJournalStats *stats)
+{
+    *stats = (BsstJournalStats) {
+        .recovered_indirections = j->recovered_indirections,
+        .recovered_images = j->recovered_images,
+        .replayed_blocks = j->replayed_blocks,
+        .commits = stat64_get(&j->commits),
+        .records = stat64_get(&j->records),
+        .recorded_blocks = stat64_get(&j->recorded_blocks),
+        .journal_bytes = stat64_get(&j->journal_bytes),
+        .checksum_bytes = stat64_get(&j->checksum_bytes),
+        .checkpoints = stat64_get(&j->checkpoints),
+        .checkpoint_bytes = stat64_get(&j->checkpoint_bytes),
+        .flushes = stat64_get(&j->flushes),
+        .errors = stat64_get(&j->errors),
+        .used_bytes = qatomic_read(&j->used_blocks) * BSST_JOURNAL_BLOCK_BYTES,
+    };
+}
