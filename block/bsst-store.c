@@ -125,7 +125,8 @@ bool bsst_store_create(const char *path, uint64_t size, Error **errp)
                    "at least 1M", size);
         return false;
     }
-    bytes = ROUND_UP(size, BSST_PAGE_SIZE) + BSST_HEADER_BYTES;
+    bytes = bsst_image_bytes_for(MIN(DIV_ROUND_UP(size, BSST_PAGE_SIZE),
+                                     BSST_SLOT_NONE - 1));
 
     /* Ours before there is anything in it that others must not read. */
     fd = qemu_create(path, O_RDWR | O_EXCL, 0600, errp);
@@ -210,6 +211,7 @@ static bool store_save_superblock(BsstStore *s, BsstSuperblock *sb,
         return true;
     }
     sb->generation++;
+    sb->clean = false;
     bsst_superblock_encode(sb, buf);
     ret = blk_pwrite(s->blk, 0, BSST_SUPERBLOCK_BYTES, buf, 0);
     if (ret >= 0) {
