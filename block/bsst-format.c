@@ -18,6 +18,7 @@
 
 #define IMAGE_MAGIC         "BSSTIMGE"
 #define MAGIC_BYTES         8
+#define SECTOR_BYTES        512
 
 /* Entries of the image table in one unit of I/O */
 #define ENTRIES_PER_PAGE    (BSST_PAGE_SIZE / BSST_IMAGE_ENTRY_BYTES)
@@ -36,6 +37,9 @@
 #define STATE_CLEAN         1u
 
 /*
+ * All that matters lies in one sector, which a crash leaves old or new: the
+ * superblock of a store that holds data is never torn.
+ *
  * Feature words: a reader must refuse an image with an incompatible bit that
  * it does not know, may ignore compatible bits, and must clear autoclear bits
  * that it does not know before it writes.  None is defined yet.
@@ -59,11 +63,13 @@ typedef struct QEMU_PACKED DiskSuperblock {
     uint64_t journal_bytes;
     uint64_t slots_offset;
     uint64_t nslots;
-    uint8_t reserved[BSST_SUPERBLOCK_BYTES - 152];
+    uint8_t reserved[SECTOR_BYTES - 152];
     uint64_t checksum;          /* of all bytes before it */
+    uint8_t zero[BSST_SUPERBLOCK_BYTES - SECTOR_BYTES];
 } DiskSuperblock;
 
 QEMU_BUILD_BUG_ON(sizeof(DiskSuperblock) != BSST_SUPERBLOCK_BYTES);
+QEMU_BUILD_BUG_ON(offsetof(DiskSuperblock, zero) != SECTOR_BYTES);
 
 #define IMAGE_IN_USE        1u
 #define IMAGE_FLAG_RAW      1u
@@ -225,14 +231,15 @@ const char *bsst_superblock_decode(BsstSuperblock *sb, const uint8_t *buf,
     if (memcmp(d->magic, BSST_MAGIC, MAGIC_BYTES)) {
         return "it is not a block-swap store";
     }
-    if (GUINT64_FROM_LE(d->checksum) !=
-        bsst_checksum(d, offsetof(DiskSuperblock, checksum))) {
-        return "its superblock is damaged";
-    }
-    if (version < BSST_VERSION) {
+    if (version == 1) {
         return "it was made by a pre-release";
     }
-    if (version > BSST_VERSION || d->incompatible) {
+    if (GUINT64_FROM_LE(d->checksum) !=
+        bsst_checksum(d, offsetof(DiskSuperblock, checksum)) ||
+        !all_zero(d->zero, sizeof(d->zero))) {
+        return "its superblock is damaged";
+    }
+    if (version != BSST_VERSION || d->incompatible) {
         return "it was made by a newer version";
     }
     if (GUINT32_FROM_LE(d->slot_bytes) != BSST_PAGE_SIZE) {

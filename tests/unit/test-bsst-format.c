@@ -15,9 +15,10 @@
 #define TIB     (1024ull * GIB)
 
 #define SB_BYTES    BSST_SUPERBLOCK_BYTES
+#define SECTOR      512
 #define ENTRY_BYTES BSST_IMAGE_ENTRY_BYTES
 
-/* Set a field of @n bytes at @offset, and the checksum in the last 8. */
+/* Set a field of @n bytes at @offset, and the checksum in @bytes' last 8. */
 static void poke(uint8_t *buf, size_t bytes, size_t offset, size_t n,
                  uint64_t value)
 {
@@ -155,6 +156,27 @@ static void test_superblock_bit_flips(void)
     g_assert_null(bsst_superblock_decode(&got, buf, 64 * MIB));
 }
 
+/* A crash while the superblock is written leaves the old one or the new one. */
+static void test_superblock_torn(void)
+{
+    BsstSuperblock sb = example(), got;
+    uint8_t old[SB_BYTES], new[SB_BYTES], torn[SB_BYTES];
+    uint64_t generation = sb.generation;
+
+    bsst_superblock_encode(&sb, old);
+    sb.generation++;
+    sb.clean = false;
+    bsst_superblock_encode(&sb, new);
+    for (unsigned sectors = 0; sectors < 256; sectors++) {
+        for (unsigned i = 0; i < 8; i++) {
+            memcpy(torn + i * SECTOR,
+                   (sectors >> i & 1 ? new : old) + i * SECTOR, SECTOR);
+        }
+        g_assert_null(bsst_superblock_decode(&got, torn, 64 * MIB));
+        g_assert_cmpuint(got.generation, ==, generation + (sectors & 1));
+    }
+}
+
 /* The right checksum does not make nonsense right. */
 static void test_superblock_fields(void)
 {
@@ -213,7 +235,7 @@ static void test_superblock_fields(void)
 
     for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
         bsst_superblock_encode(&sb, buf);
-        poke(buf, SB_BYTES, cases[i].offset, cases[i].n, cases[i].value);
+        poke(buf, SECTOR, cases[i].offset, cases[i].n, cases[i].value);
         g_assert_cmpstr(bsst_superblock_decode(&got, buf, 64 * MIB), ==,
                         cases[i].reason);
     }
@@ -312,6 +334,7 @@ int main(int argc, char **argv)
     g_test_add_func("/bsst-format/superblock", test_superblock);
     g_test_add_func("/bsst-format/superblock/bit-flips",
                     test_superblock_bit_flips);
+    g_test_add_func("/bsst-format/superblock/torn", test_superblock_torn);
     g_test_add_func("/bsst-format/superblock/fields", test_superblock_fields);
     g_test_add_func("/bsst-format/image-entry", test_image_entry);
     g_test_add_func("/bsst-format/image-entry/damage",
