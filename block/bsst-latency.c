@@ -1,8 +1,8 @@
 /*
  * Latency histogram: log-linear, lock-free, any thread
  *
- * Bin 0 is for less than 64 ns; then each octave [2^k, 2^(k+1)) has four bins
- * of equal width.  The last bin, from about 200 s on, is open above.
+ * Bin 0 is for less than 64 ns; then each octave [2^k, 2^(k+1)) has 16 bins of
+ * equal width.  The last bin, from about 250 s on, is open above.
  *
  * Readers see each field on its own: a snapshot that is taken while others
  * add may lack a few of their operations in one figure and not in another.
@@ -17,7 +17,7 @@
 #include "bsst/latency.h"
 
 #define FIRST_OCTAVE  6     /* 64 ns */
-#define OCTAVE_BITS   2     /* four bins an octave */
+#define OCTAVE_BITS   4     /* 16 bins an octave */
 #define OCTAVE_BINS   (1 << OCTAVE_BITS)
 
 static unsigned bin_of(uint64_t ns)

@@ -1,8 +1,8 @@
 /*
  * Latency histogram: log-linear, lock-free, any thread
  *
- * Four buckets an octave from 64 ns on: a percentile is off by at most a
- * fifth of its value.
+ * 16 bins an octave from 64 ns on: a percentile is too high by at most a
+ * seventeenth of its value.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -13,7 +13,7 @@
 
 #include "qapi/qapi-types-bsst.h"
 
-#define BSST_LATENCY_BINS 128
+#define BSST_LATENCY_BINS 512
 
 typedef struct BsstLatency {
     /* Atomic */
