@@ -53,6 +53,9 @@
 /* The block had no slot.  No store has as many slots as that. */
 #define WAS_ABSENT      (BSST_SLOT_NONE - 1)
 
+/* Blocks that indirect_map_word() tells of */
+#define WORD_BITS       64u
+
 /* Blocks that are noted in one go; a matter of stack space */
 #define PIECE           64u
 
@@ -108,10 +111,12 @@ static void set_current(DurableMap *m, uint64_t block, const BsstSlot *slot,
         if (k) {
             indirect_map_insert_run(m->current, block + i, slot + i, k,
                                     old + i);
-        } else {
-            old[i] = indirect_map_remove(m->current, block + i);
-            k = 1;
+            continue;
         }
+        while (i + k < n && slot[i + k] == BSST_SLOT_NONE) {
+            k++;
+        }
+        indirect_map_remove_run(m->current, block + i, k, old + i);
     }
 }
 
@@ -177,22 +182,63 @@ static BsstSlot note_next_change(DurableMap *m, uint64_t block, BsstSlot slot,
     return old;
 }
 
+/*
+ * If all of the @n blocks were absent, are again, and not in doubt, then there
+ * is nothing to note of them.  They are in @changed.
+ */
+static bool forget_changes(DurableMap *m, uint64_t block, const BsstSlot *slot,
+                           unsigned n)
+{
+    BsstSlot was[WORD_BITS];
+    unsigned i, part = block % WORD_BITS;
+    uint64_t parts = (~0ULL >> (WORD_BITS - n)) << part;
+
+    if (indirect_map_count(m->doubt) ||
+        (indirect_map_word(m->changed, block, WAS_ABSENT) & parts)) {
+        return false;
+    }
+    for (i = 0; i < n; i++) {
+        if (slot[i] != BSST_SLOT_NONE) {
+            return false;
+        }
+    }
+    indirect_map_remove_run(m->changed, block, n, was);
+    return true;
+}
+
+/* Note changes of @n blocks that are all in @changed. */
+static void note_next_changes(DurableMap *m, uint64_t block,
+                              const BsstSlot *slot, unsigned n,
+                              const BsstSlot *old, BsstSlot *drop)
+{
+    unsigned i, k, piece;
+
+    for (i = 0; i < n; i += piece) {
+        piece = MIN(n - i, WORD_BITS - (block + i) % WORD_BITS);
+        if (forget_changes(m, block + i, slot + i, piece)) {
+            memmove(drop + i, old + i, piece * sizeof(*drop));  /* D2 */
+            continue;
+        }
+        for (k = i; k < i + piece; k++) {
+            drop[k] = note_next_change(m, block + k, slot[k], old[k]);
+        }
+    }
+}
+
 void durable_map_set(DurableMap *m, uint64_t block, const BsstSlot *slot,
                      unsigned n, BsstSlot *old, BsstSlot *drop)
 {
-    unsigned i, k, run;
+    unsigned i, run;
     bool again;
 
     assert(block <= BSST_MAX_BLOCK && n <= BSST_MAX_BLOCK - block);
     set_current(m, block, slot, n, old);
     for (i = 0; i < n; i += run) {
         run = indirect_map_extent(m->changed, block + i, n - i, &again);
-        if (!again) {
+        if (again) {
+            note_next_changes(m, block + i, slot + i, run, old + i, drop + i);
+        } else {
             note_first_change(m, block + i, slot + i, run, old + i, drop + i);
-            continue;
-        }
-        for (k = i; k < i + run; k++) {
-            drop[k] = note_next_change(m, block + k, slot[k], old[k]);
         }
     }
 }
@@ -350,23 +396,47 @@ static uint64_t next_in_any(const DurableMap *m, uint64_t block)
     return first;
 }
 
+/* The blocks around @block that have a slot in that state, as a bitmap */
+static uint64_t word_committed(const DurableMap *m, bool prepared,
+                               uint64_t block)
+{
+    uint64_t known = indirect_map_word(m->changed, block, BSST_SLOT_NONE);
+    uint64_t bits = indirect_map_word(m->current, block, BSST_SLOT_NONE);
+
+    bits = (bits & ~known) | indirect_map_word(m->changed, block, WAS_ABSENT);
+    if (!prepared) {
+        known = indirect_map_word(m->prepared, block, BSST_SLOT_NONE);
+        bits = (bits & ~known) |
+               indirect_map_word(m->prepared, block, WAS_ABSENT);
+    }
+    return bits;
+}
+
 bool durable_map_next_committed(const DurableMap *m, bool prepared,
                                 uint64_t block, BsstRecord *record)
 {
-    BsstSlot slot;
+    uint64_t bits;
 
-    do {
+    for (;;) {
         block = next_in_any(m, block);
         if (block == UINT64_MAX) {
             return false;
         }
-        slot = value_committed(m, prepared, block++);
-    } while (slot == BSST_SLOT_NONE);
-
-    *record = (BsstRecord) { .block = block - 1, .slot = slot, .n = 1 };
-    while (record_goes_on(record, value_committed(m, prepared, block))) {
+        bits = word_committed(m, prepared, block) >> block % WORD_BITS;
+        if (bits) {
+            break;
+        }
+        block = ROUND_DOWN(block, WORD_BITS) + WORD_BITS;
+    }
+    block += __builtin_ctzll(bits);
+    *record = (BsstRecord) {
+        .block = block,
+        .slot = value_committed(m, prepared, block),
+        .n = 1,
+    };
+    for (block++; record_goes_on(record, value_committed(m, prepared, block));
+         block++) {
         record->n++;
-        block++;
     }
     return true;
 }

@@ -132,17 +132,21 @@ static void *node_add(IndirectMap *map, Node **link, unsigned part,
     return elem;
 }
 
-/* Take the element of @part out of the node at *@link, NULL if it was last. */
-static void node_del(IndirectMap *map, Node **link, unsigned part,
+/*
+ * Take the elements of @parts, which lie side by side, out of the node at
+ * *@link, NULL if they were the last.
+ */
+static void node_del(IndirectMap *map, Node **link, uint64_t parts,
                      size_t elem_size)
 {
     unsigned n = __builtin_popcountll((*link)->bitmap);
-    unsigned rank = node_rank(*link, part);
+    unsigned k = __builtin_popcountll((*link)->bitmap & parts);
+    unsigned rank = node_rank(*link, __builtin_ctzll(parts));
     char *elem = (char *)(*link + 1) + rank * elem_size;
 
-    memmove(elem, elem + elem_size, (n - rank - 1) * elem_size);
-    (*link)->bitmap &= ~(1ULL << part);
-    node_resize(map, link, n, n - 1, elem_size);
+    memmove(elem, elem + k * elem_size, (n - rank - k) * elem_size);
+    (*link)->bitmap &= ~parts;
+    node_resize(map, link, n, n - k, elem_size);
 }
 
 static void node_free(Node *node, unsigned level)
@@ -318,29 +322,67 @@ unsigned indirect_map_insert_run(IndirectMap *map, uint64_t block,
     return replaced;
 }
 
-BsstSlot indirect_map_remove(IndirectMap *map, uint64_t block)
+/* Take @parts, which it has, out of the leaf for @block. */
+static void leaf_remove(IndirectMap *map, uint64_t block, uint64_t parts)
 {
     /* The pointer to the node of each level on the way; 2^51 needs 9 */
     Node **link[64 / FANOUT_BITS];
-    BsstSlot old = indirect_map_lookup(map, block);
     unsigned level;
 
-    if (old == BSST_SLOT_NONE) {
-        return old;
-    }
     link[map->height - 1] = &map->root;
     for (level = map->height - 1; level > 0; level--) {
         link[level - 1] = node_child(*link[level], part_of(block, level));
     }
-    node_del(map, link[0], part_of(block, 0), sizeof(BsstSlot));
+    node_del(map, link[0], parts, sizeof(BsstSlot));
     while (++level < map->height && !*link[level - 1]) {
-        node_del(map, link[level], part_of(block, level), sizeof(Node *));
+        node_del(map, link[level], 1ULL << part_of(block, level),
+                 sizeof(Node *));
     }
     if (!map->root) {
         map->height = 0;
     }
-    map->count--;
+    map->count -= __builtin_popcountll(parts);
+}
+
+BsstSlot indirect_map_remove(IndirectMap *map, uint64_t block)
+{
+    BsstSlot old = indirect_map_lookup(map, block);
+
+    if (old != BSST_SLOT_NONE) {
+        leaf_remove(map, block, 1ULL << part_of(block, 0));
+    }
     return old;
+}
+
+/* @n blocks of one leaf */
+static void leaf_remove_run(IndirectMap *map, uint64_t block, unsigned n,
+                            BsstSlot *old)
+{
+    const Node *leaf = map_leaf(map, block);
+    unsigned i, part = part_of(block, 0);
+    uint64_t parts = 0;
+
+    for (i = 0; i < n; i++) {
+        old[i] = BSST_SLOT_NONE;
+        if (leaf && node_has(leaf, part + i)) {
+            old[i] = *node_slot(leaf, part + i);
+            parts |= 1ULL << (part + i);
+        }
+    }
+    if (parts) {
+        leaf_remove(map, block, parts);
+    }
+}
+
+void indirect_map_remove_run(IndirectMap *map, uint64_t block, unsigned n,
+                             BsstSlot *old)
+{
+    unsigned i, piece;
+
+    for (i = 0; i < n; i += piece) {
+        piece = MIN(n - i, FANOUT - part_of(block + i, 0));
+        leaf_remove_run(map, block + i, piece, old + i);
+    }
 }
 
 /*
@@ -426,6 +468,25 @@ uint64_t indirect_map_extent(const IndirectMap *map, uint64_t block,
     }
     return indirect_map_next(map, block, &next, NULL) ? MIN(max, next - block)
                                                       : max;
+}
+
+uint64_t indirect_map_word(const IndirectMap *map, uint64_t block,
+                           BsstSlot except)
+{
+    const Node *leaf = map_leaf(map, block);
+    uint64_t bits = 0, rest;
+    const BsstSlot *elem;
+
+    if (!leaf || except == BSST_SLOT_NONE) {
+        return leaf ? leaf->bitmap : 0;
+    }
+    elem = (const BsstSlot *)(leaf + 1);
+    for (rest = leaf->bitmap; rest; rest &= rest - 1) {
+        if (*elem++ != except) {
+            bits |= rest & -rest;
+        }
+    }
+    return bits;
 }
 
 uint64_t indirect_map_count(const IndirectMap *map)

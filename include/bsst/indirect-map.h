@@ -46,6 +46,14 @@ unsigned indirect_map_insert_run(IndirectMap *map, uint64_t block,
 BsstSlot indirect_map_remove(IndirectMap *map, uint64_t block);
 
 /*
+ * Forget the @n blocks from @block on.  Much faster than one by one.
+ *
+ * @old[] gets the slots that held them, or BSST_SLOT_NONE.
+ */
+void indirect_map_remove_run(IndirectMap *map, uint64_t block, unsigned n,
+                             BsstSlot *old);
+
+/*
  * Find the first entry whose block is at least @block.
  *
  * Returns true and fills in @found and @slot (each may be NULL), or false if
@@ -60,6 +68,14 @@ bool indirect_map_next(const IndirectMap *map, uint64_t block,
  */
 uint64_t indirect_map_extent(const IndirectMap *map, uint64_t block,
                              uint64_t max, bool *mapped);
+
+/*
+ * Which of the 64 blocks around @block, from a multiple of 64 on, are in the
+ * map, as a bitmap.  Entries whose slot is @except are left out
+ * (BSST_SLOT_NONE: none is).
+ */
+uint64_t indirect_map_word(const IndirectMap *map, uint64_t block,
+                           BsstSlot except);
 
 /* Number of entries. */
 uint64_t indirect_map_count(const IndirectMap *map);

@@ -115,6 +115,24 @@ static uint64_t check_extent(const Pair *p, uint64_t block, uint64_t max)
     return run ? MIN(run, max) : gap;
 }
 
+/* The 64 blocks around @block, with and without a slot that one of them has */
+static void check_word(const Pair *p, uint64_t block)
+{
+    uint64_t b, first = block & ~63ULL, all = 0, some = 0;
+    BsstSlot except = indirect_map_lookup(p->map, block);
+
+    for (b = first; b < first + 64; b++) {
+        BsstSlot slot = indirect_map_lookup(p->map, b);
+
+        if (slot != BSST_SLOT_NONE) {
+            all |= 1ULL << (b - first);
+            some |= (uint64_t)(slot != except) << (b - first);
+        }
+    }
+    g_assert_cmphex(indirect_map_word(p->map, block, BSST_SLOT_NONE), ==, all);
+    g_assert_cmphex(indirect_map_word(p->map, block, except), ==, some);
+}
+
 static void check_around(const Pair *p, uint64_t block, uint64_t max)
 {
     uint64_t b, last = MIN(block + 1, LAST_BLOCK);
@@ -123,6 +141,7 @@ static void check_around(const Pair *p, uint64_t block, uint64_t max)
         check_lookup(p, b);
         check_next(p, b);
         check_extent(p, b, max);
+        check_word(p, b);
     }
     g_assert_cmpuint(indirect_map_count(p->map), ==, p->shadow->len);
 }
@@ -204,6 +223,25 @@ static void pair_remove(Pair *p, uint64_t block)
     }
 }
 
+/* The same as @n times pair_remove() */
+static void pair_remove_run(Pair *p, uint64_t block, unsigned n)
+{
+    g_autofree BsstSlot *old = g_new(BsstSlot, n);
+
+    indirect_map_remove_run(p->map, block, n, old);
+    for (unsigned k = 0; k < n; k++) {
+        unsigned i = shadow_find(p, block + k);
+
+        if (i < p->shadow->len && entry_at(p, i)->block == block + k) {
+            g_assert_cmpuint(old[k], ==, entry_at(p, i)->slot);
+            g_array_remove_index(p->shadow, i);
+        } else {
+            g_assert_cmpuint(old[k], ==, BSST_SLOT_NONE);
+        }
+        check_lookup(p, block + k);
+    }
+}
+
 static void pair_remove_all(Pair *p)
 {
     while (p->shadow->len) {
@@ -240,8 +278,12 @@ static void random_operation(Pair *p, GRand *rand, bool growing)
         insert = false;
     }
     n = MIN(n, LAST_BLOCK - block + 1);
-    if (insert && g_rand_boolean(rand)) {
-        pair_insert_run(p, block, g_rand_int(rand) >> 1, n);
+    if (g_rand_boolean(rand)) {
+        if (insert) {
+            pair_insert_run(p, block, g_rand_int(rand) >> 1, n);
+        } else {
+            pair_remove_run(p, block, n);
+        }
         check_around(p, block + n - 1, max);
         n = 0;
     }
