@@ -169,6 +169,7 @@ typedef struct Load {
     uint64_t owned;             /* pages whose slot reference is ours: bitmap */
     uint64_t done;              /* pages that need nothing more: bitmap */
     bool restoring;
+    bool failing;               /* counted in Pager.failing */
     int64_t start_ns;           /* of the fault; 0 if there was none */
 } Load;
 
@@ -313,8 +314,8 @@ static int coroutine_fn load_co_each(Load *l, uint8_t *buf)
     return ret;
 }
 
-/* Read and install until nothing is left to do. */
-static void coroutine_fn load_co_all(Load *l, uint8_t *buf)
+/* Read and install until nothing is left to do.  False: some was given up. */
+static bool coroutine_fn load_co_all(Load *l, uint8_t *buf)
 {
     Pager *p = l->sh->p;
     bool again;
@@ -324,24 +325,24 @@ static void coroutine_fn load_co_all(Load *l, uint8_t *buf)
         ret = bsst_store_co_read(p->store, l->slot, l->n, buf);
         if (ret == 0) {
             load_install(l, buf, MAKE_64BIT_MASK(0, l->n));
-            return;
+            return true;
         }
     }
     while ((ret = load_co_each(l, buf)) < 0) {
         WITH_QEMU_LOCK_GUARD(&p->lock) {
+            p->failing += !l->failing;
+            l->failing = true;
             again = load_give_up_locked(p, l);
         }
         pager_store_error(p, false, -ret);
         if (!again) {
             uffd_swapper_wake(l->sh->uffd, l->addr,
                               (size_t)l->n * BSST_PAGE_SIZE);
-            return;
+            return false;
         }
         qemu_co_sleep_ns(QEMU_CLOCK_REALTIME, NANOSECONDS_PER_SECOND);
     }
-    WITH_QEMU_LOCK_GUARD(&p->lock) {
-        p->read_error = false;
-    }
+    return true;
 }
 
 /* P3: the references that the pages owned are ours. */
@@ -364,8 +365,9 @@ static void coroutine_fn load_co_entry(void *opaque)
     PagerShard *sh = l->sh;
     Pager *p = sh->p;
     void *buf = qemu_memalign(BSST_PAGE_SIZE, (size_t)l->n * BSST_PAGE_SIZE);
+    bool read;
 
-    load_co_all(l, buf);
+    read = load_co_all(l, buf);
     qemu_vfree(buf);
     if (l->start_ns) {
         bsst_latency_add(&p->lat_store, get_clock() - l->start_ns);
@@ -373,6 +375,10 @@ static void coroutine_fn load_co_entry(void *opaque)
     load_unref(l);
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         p->loads--;
+        p->failing -= l->failing;
+        if (read && !p->failing) {
+            p->read_error = false;
+        }
         if (l->restoring) {
             sh->restoring--;
             if (sh->restore_bh) {

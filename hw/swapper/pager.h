@@ -126,6 +126,7 @@ struct Pager {
     bool stopping;
     unsigned writes;            /* writes to the store under way */
     unsigned loads;             /* reads from the store under way */
+    unsigned failing;           /* of these: have failed, and are repeated */
     CoQueue admit;              /* faults waiting for memory below the limit */
     uint64_t over_since_ns;
     uint64_t over_ns, over_max_ns;

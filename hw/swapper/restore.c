@@ -15,6 +15,7 @@
 #include "block/aio.h"
 #include "pager.h"
 #include "qemu/lockable.h"
+#include "qemu/timer.h"
 #include "trace.h"
 
 /* Loads under way at once while everything comes back. */
@@ -107,10 +108,14 @@ static bool release_one_locked(Pager *p, uint64_t page)
 
 bool pager_release_some(Pager *p)
 {
+    int64_t now = qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
     const uint64_t *count = p->pages.count;
     unsigned touches = 0;
 
     QEMU_LOCK_GUARD(&p->lock);
+    if (p->read_error && now < p->event_ns + NANOSECONDS_PER_SECOND) {
+        return true;
+    }
     for (unsigned i = 0; i < RELEASE_SCAN && touches < RELEASE_TOUCHES; i++) {
         uint64_t frames = count[PAGE_VICTIM] + count[PAGE_WRITING];
 
@@ -119,9 +124,6 @@ bool pager_release_some(Pager *p)
         }
         if (p->release_at >= p->pages.npages) {
             p->release_at = 0;
-            if (p->read_error) {
-                break;      /* again at the next tick */
-            }
         }
         touches += release_one_locked(p, p->release_at++);
     }
