@@ -1,13 +1,7 @@
 /*
  * Pager: real faults on memory of our own, a real store, no VM
  *
- * Every page carries its number and a generation in every word, so that a
- * page that is lost, stale, torn or somebody else's is told from a good one.
  * Pages belong to one thread each, which knows the generation it wrote last.
- *
- * A test that hangs is ended, and named, by a watchdog.
- * BSST_TEST_SEED=N repeats the random choices, BSST_TEST_SECONDS=N makes the
- * tests under load longer.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -16,263 +10,9 @@
 #include "qemu/osdep.h"
 #include "block/aio.h"
 #include "block/aio-wait.h"
-#include "block/block.h"
-#include "hw/swapper/pager.h"
-#include "hw/swapper/uffd.h"
-#include "qapi/error.h"
-#include "qapi/util.h"
-#include "qemu/main-loop.h"
+#include "pager-fixture.h"
 #include "qemu/memalign.h"
-#include "qemu/module.h"
 #include "qemu/units.h"
-#include "qobject/qdict.h"
-
-#define PAGES(bytes)    ((bytes) >> BSST_PAGE_BITS)
-#define WORDS           (BSST_PAGE_SIZE / sizeof(uint64_t))
-#define WATCHDOG_S      100
-
-static uint32_t seed;
-static unsigned load_seconds = 2;
-static const char *current_test;
-
-/* Fixture */
-
-typedef struct Fixture {
-    char *dir;
-    char *path;
-    BlockDriverState *bs;
-    BsstStore *store;
-    Pager *p;
-    uint8_t *mem;
-    uint64_t npages;
-    uint64_t *gen;          /* of each page's content; 0: zeroes */
-} Fixture;
-
-typedef struct Setup {
-    uint64_t ram_bytes;
-    uint64_t store_bytes;
-    const char *aio;        /* NULL: threads */
-    unsigned shards;        /* 0: 2 */
-    unsigned cluster;       /* 0: 8 */
-} Setup;
-
-static void watchdog(int sig)
-{
-    static const char text[] = "\nwatchdog: hangs: ";
-
-    if (write(STDERR_FILENO, text, sizeof(text) - 1) < 0 ||
-        write(STDERR_FILENO, current_test, strlen(current_test)) < 0 ||
-        write(STDERR_FILENO, "\n", 1) < 0) {
-        /* we tried */
-    }
-    abort();
-}
-
-/* Also registers the watchdog.  Tells in *@skip what is missing. */
-static bool setup(Fixture *f, const Setup *s, const char *name, char **skip)
-{
-    BlockdevAioOptions aio =
-        qapi_enum_parse(&BlockdevAioOptions_lookup, s->aio ?: "threads", -1,
-                        &error_abort);
-    PagerRegion region;
-    QDict *opts = qdict_new();
-    Error *err = NULL;
-
-    *f = (Fixture) { .npages = PAGES(s->ram_bytes) };
-    current_test = name;
-    alarm(WATCHDOG_S);
-
-    f->dir = g_dir_make_tmp("bsst-test-pager-XXXXXX", NULL);
-    g_assert_nonnull(f->dir);
-    f->path = g_build_filename(f->dir, "store.qcow2", NULL);
-    bsst_store_create(f->path, s->store_bytes, &error_abort);
-    qdict_put_str(opts, "driver", "qcow2");
-    qdict_put_str(opts, "node-name", "store0");
-    qdict_put_str(opts, "file.driver", "file");
-    qdict_put_str(opts, "file.filename", f->path);
-    f->bs = bdrv_open(NULL, NULL, opts, BDRV_O_RDWR, &error_abort);
-    f->store = bsst_store_open("store0", aio, &err);
-    if (!f->store) {
-        *skip = g_strdup(error_get_pretty(err));
-        error_free(err);
-        return false;
-    }
-    f->gen = g_new0(uint64_t, f->npages);
-    f->mem = mmap(NULL, s->ram_bytes, PROT_READ | PROT_WRITE,
-                  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    g_assert(f->mem != MAP_FAILED);
-    /* So that what is resident is what was touched */
-    madvise(f->mem, s->ram_bytes, MADV_NOHUGEPAGE);
-
-    f->p = pager_new("test", s->shards ?: 2, &error_abort);
-    f->p->cluster = s->cluster ?: 8;
-    pager_attach_store(f->p, f->store, &error_abort);
-    pager_set_victim_bytes(f->p, 2 * MiB);
-    region = (PagerRegion) { .host = f->mem, .npages = f->npages };
-    pager_set_regions(f->p, &region, 1);
-    return true;
-}
-
-static uint64_t slots_in_use(const Fixture *f)
-{
-    BsstStoreStats *st = bsst_store_query(f->store);
-    uint64_t n = st->slots - st->slots_free;
-
-    g_assert_cmpuint(st->checksum_errors, ==, 0);
-    g_assert_cmpuint(st->io_errors, ==, 0);
-    qapi_free_BsstStoreStats(st);
-    return n;
-}
-
-static void run_main_loop(unsigned ms)
-{
-    int64_t end = g_get_monotonic_time() + ms * 1000;
-
-    do {
-        while (aio_poll(qemu_get_aio_context(), false)) {
-            /* go on */
-        }
-        g_usleep(1000);
-    } while (g_get_monotonic_time() < end);
-}
-
-/* Slots that are being punched are neither free nor in use: wait for them. */
-static void check_slots(const Fixture *f, uint64_t expected)
-{
-    for (int i = 0; i < 500 && slots_in_use(f) != expected; i++) {
-        run_main_loop(10);
-    }
-    g_assert_cmpuint(slots_in_use(f), ==, expected);
-}
-
-static void bring_all_back(Fixture *f)
-{
-    pager_set_limit(f->p, 0);
-    AIO_WAIT_WHILE_UNLOCKED(NULL, qatomic_read(&f->p->base.armed));
-}
-
-static void teardown(Fixture *f)
-{
-    if (f->p) {
-        bring_all_back(f);
-        check_slots(f, 0);
-        pager_stop(f->p);
-        pager_detach_store(f->p);
-        g_assert_cmpuint(f->p->base.refcnt, ==, 1);
-        bsst_pager_unref(&f->p->base);
-        munmap(f->mem, f->npages * BSST_PAGE_SIZE);
-    }
-    bsst_store_unref(f->store);
-    bdrv_unref(f->bs);
-    unlink(f->path);
-    rmdir(f->dir);
-    g_free(f->path);
-    g_free(f->dir);
-    g_free(f->gen);
-    alarm(0);
-}
-
-/* Patterns */
-
-static uint64_t *page_at(const Fixture *f, uint64_t page)
-{
-    return (uint64_t *)(f->mem + page * BSST_PAGE_SIZE);
-}
-
-static uint64_t word(uint64_t page, uint64_t gen, unsigned i)
-{
-    return gen ? (page << 40 | gen << 16 | i) ^ 0x9e3779b97f4a7c15ull : 0;
-}
-
-static void fill(uint64_t *buf, uint64_t page, uint64_t gen)
-{
-    for (unsigned i = 0; i < WORDS; i++) {
-        buf[i] = word(page, gen, i);
-    }
-}
-
-static void check(const uint64_t *buf, uint64_t page, uint64_t gen)
-{
-    for (unsigned i = 0; i < WORDS; i++) {
-        uint64_t raw = buf[i];
-        uint64_t clear = raw ? raw ^ 0x9e3779b97f4a7c15ull : 0;
-
-        if (raw != word(page, gen, i)) {
-            g_error("page %" PRIu64 " generation %" PRIu64 " word %u: found "
-                    "page %" PRIu64 " generation %" PRIu64 " word %" PRIu64,
-                    page, gen, i, clear >> 40, clear >> 16 & 0xffffff,
-                    clear & 0xffff);
-        }
-    }
-}
-
-static void put(Fixture *f, uint64_t page, uint64_t gen)
-{
-    fill(page_at(f, page), page, gen);
-    f->gen[page] = gen;
-}
-
-static void put_all(Fixture *f, uint64_t gen)
-{
-    for (uint64_t i = 0; i < f->npages; i++) {
-        put(f, i, gen);
-    }
-}
-
-static void check_all(const Fixture *f)
-{
-    for (uint64_t i = 0; i < f->npages; i++) {
-        check(page_at(f, i), i, f->gen[i]);
-    }
-}
-
-static bool present(const Fixture *f, uint64_t page)
-{
-    unsigned char in;
-
-    g_assert_cmpint(mincore(page_at(f, page), BSST_PAGE_SIZE, &in), ==, 0);
-    return in & 1;
-}
-
-static uint64_t present_pages(const void *mem, uint64_t npages)
-{
-    g_autofree unsigned char *in = g_malloc(npages);
-    uint64_t n = 0;
-
-    if (mincore((void *)mem, npages * BSST_PAGE_SIZE, in)) {
-        g_error("mincore: %s", strerror(errno));
-    }
-    for (uint64_t i = 0; i < npages; i++) {
-        n += in[i] & 1;
-    }
-    return n;
-}
-
-static uint64_t count(Fixture *f, PageState state)
-{
-    QEMU_LOCK_GUARD(&f->p->lock);
-    return f->p->pages.count[state];
-}
-
-static PageState state_of(Fixture *f, uint64_t page)
-{
-    QEMU_LOCK_GUARD(&f->p->lock);
-    return page_state(&f->p->pages, page);
-}
-
-static void evict(Fixture *f, uint64_t page, uint64_t n, bool to_store)
-{
-    uint64_t out = 0;
-
-    /* The kernel may have a page in its hands for a moment. */
-    for (int i = 0; i < 100 && out < n; i++) {
-        out = pager_evict_range(f->p, page, n, to_store);
-    }
-    g_assert_cmpuint(out, ==, n);
-    for (uint64_t i = page; i < page + n; i++) {
-        g_assert(!present(f, i));
-    }
-}
 
 /* Threads that touch */
 
@@ -739,13 +479,6 @@ static void test_written(Fixture *f)
     check_all(f);
 }
 
-static void discard(Fixture *f, uint64_t page, uint64_t n)
-{
-    pager_discard(f->p, page_at(f, page), n * BSST_PAGE_SIZE);
-    g_assert_cmpint(madvise(page_at(f, page), n * BSST_PAGE_SIZE,
-                            MADV_DONTNEED), ==, 0);
-}
-
 static void test_discard(Fixture *f)
 {
     uint64_t third = f->npages / 3;
@@ -1014,12 +747,6 @@ static void test_regions(Fixture *f)
 
 /* Running them */
 
-typedef struct Case {
-    const char *name;
-    void (*run)(Fixture *f);
-    Setup setup;
-} Case;
-
 static const Case test_case[] = {
     { "/pager/evict/threads", test_evict, { 4 * MiB, 64 * MiB, "threads" } },
     { "/pager/evict/native", test_evict, { 4 * MiB, 64 * MiB, "native" } },
@@ -1047,58 +774,7 @@ static const Case test_case[] = {
     { "/pager/store-full", test_store_full, { 64 * MiB, 4 * MiB } },
 };
 
-static void run_case(const void *opaque)
-{
-    const Case *c = opaque;
-    g_autofree char *skip = NULL;
-    Fixture f;
-
-    if (setup(&f, &c->setup, c->name, &skip)) {
-        c->run(&f);
-    } else {
-        g_test_skip(skip);
-    }
-    teardown(&f);
-}
-
-static void unavailable(const void *opaque)
-{
-    g_test_skip(opaque);
-}
-
 int main(int argc, char **argv)
 {
-    struct sigaction action = { .sa_handler = watchdog };
-    const char *env;
-    Error *err = NULL;
-    g_autofree char *why = NULL;
-    int fd;
-
-    bdrv_init();
-    module_call_init(MODULE_INIT_QOM);
-    qemu_init_main_loop(&error_abort);
-    g_test_init(&argc, &argv, NULL);
-
-    env = g_getenv("BSST_TEST_SEED");
-    seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
-    env = g_getenv("BSST_TEST_SECONDS");
-    load_seconds = env ? g_ascii_strtoull(env, NULL, 0) : load_seconds;
-    g_test_message("BSST_TEST_SEED=%u", seed);
-    sigaction(SIGALRM, &action, NULL);
-
-    fd = uffd_swapper_open(false, &err);
-    if (fd < 0) {
-        why = g_strdup(error_get_pretty(err));
-        error_free(err);
-    } else {
-        close(fd);
-    }
-    for (size_t i = 0; i < ARRAY_SIZE(test_case); i++) {
-        if (why) {
-            g_test_add_data_func(test_case[i].name, why, unavailable);
-        } else {
-            g_test_add_data_func(test_case[i].name, &test_case[i], run_case);
-        }
-    }
-    return g_test_run();
+    return pager_test_main(argc, argv, test_case, ARRAY_SIZE(test_case));
 }
