@@ -1,8 +1,8 @@
 # Thin front door: every target is a script that can be run by itself.
 
 .DEFAULT_GOAL := all
-.PHONY: all help stock demo check check-core check-series refresh-patches \
-	soak install clean distclean
+.PHONY: all help stock demo check check-core check-kill9 check-series fuzz \
+	refresh-patches soak install clean distclean
 
 all:
 	@scripts/build
@@ -12,6 +12,8 @@ help:
 	@echo 'make demo [RUNS=n]          show what it does, on this machine'
 	@echo 'make check [CHECK=pattern]  all tests, or those whose name has the pattern'
 	@echo 'make check-core             unit tests of CORE under ASan and UBSan (seconds)'
+	@echo 'make fuzz TIME=900          fuzz the decoders of a store'"'"'s metadata (needs clang)'
+	@echo 'make check-kill9 [N=200]    kill QEMU N times and look for lost data'
 	@echo 'make check-series           patches against 10.0 and 10.2, and checkpatch'
 	@echo 'make refresh-patches        write patches/ from the commits in qemu/'
 	@echo 'make bench-write-prepare    the paper'"'"'s write-prepare figure, without a guest'
@@ -35,8 +37,14 @@ check:
 check-core:
 	@scripts/check-core
 
+check-kill9: all
+	@tests/kill9/run-kill9 $(or $(N),20) $(if $(SEED),--seed $(SEED))
+
 check-series:
 	@scripts/check-series
+
+fuzz:
+	@scripts/fuzz $(or $(TIME),60)
 
 refresh-patches:
 	@scripts/refresh-patches

@@ -447,8 +447,7 @@ void durable_map_restore(DurableMap *m, const BsstRecord *record)
     unsigned i, k, n;
 
     assert(!m->preparing && !durable_map_changed(m));
-    assert(record->n <= BSST_MAX_BLOCK &&
-           record->block <= BSST_MAX_BLOCK - record->n);
+    assert(record->block <= BSST_MAX_BLOCK - record->n);
     for (i = 0; i < record->n; i += n) {
         n = MIN(record->n - i, PIECE);
         for (k = 0; k < n; k++) {
