@@ -264,6 +264,7 @@ static int bsst_block_migration(BlockDriverState *bs, Error **errp)
 static void bsst_free(BDRVBsstState *s)
 {
     migrate_del_blocker(&s->migration_blocker);
+    error_free(s->migration_blocker);   /* tools only have a stub of that */
     indirect_map_free(s->map);
     bsst_store_unref(s->store);
 }
