@@ -6,7 +6,7 @@
  * way a request can take is taken, and the counters tell that it was.
  *
  * BSST_TEST_SEED=N repeats the random tests.  A hang is ended and named by a
- * watchdog.
+ * watchdog; BSST_TEST_SLOWER=N allows N times the time.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -18,6 +18,7 @@
 #include "libqos/virtio-pci.h"
 #include "qemu/bswap.h"
 #include "qemu/host-utils.h"
+#include "qemu/memalign.h"
 #include "qemu/units.h"
 #include "qobject/qdict.h"
 #include "qobject/qlist.h"
@@ -30,12 +31,13 @@
 #define RAM_BYTES       (RAM_PAGES * PAGE)
 #define REQUESTS        8           /* under way, a queue */
 #define HEADER_BYTES    64          /* of the page of headers, a request */
-#define TIMEOUT_US      (30 * G_USEC_PER_SEC)
-#define WATCHDOG_S      120
+#define TIMEOUT_US      (30 * G_USEC_PER_SEC * slower)
+#define WATCHDOG_S      (120 * slower)
 #define MAX_DISKS       2
 #define MAX_QUEUES      2
 
 static uint32_t seed;
+static unsigned slower = 1;
 static const char *current_test;
 
 typedef struct Queue {
@@ -60,6 +62,8 @@ typedef struct Vm {
     char *store;
     unsigned ndisks, nqueues;
     Disk disk[MAX_DISKS];
+    bool store_fails;       /* errors of the store are meant */
+    bool ended;             /* by the test */
     uint64_t ram;           /* guest address of the pages we play with */
     uint8_t *shadow;        /* their content */
     GRand *rand;
@@ -209,8 +213,10 @@ static uint64_t store_slots_in_use(Vm *vm)
     uint64_t n = qdict_get_int(store, "slots") -
                  qdict_get_int(store, "slots-free");
 
-    g_assert_cmpint(qdict_get_int(store, "checksum-errors"), ==, 0);
-    g_assert_cmpint(qdict_get_int(store, "io-errors"), ==, 0);
+    if (!vm->store_fails) {
+        g_assert_cmpint(qdict_get_int(store, "checksum-errors"), ==, 0);
+        g_assert_cmpint(qdict_get_int(store, "io-errors"), ==, 0);
+    }
     qobject_unref(r);
     return n;
 }
@@ -262,8 +268,8 @@ static unsigned submit(Vm *vm, unsigned disk, unsigned queue, uint32_t type,
     return r;
 }
 
-/* Wait until all requests of the queue are done; they must succeed. */
-static void wait_queue(Vm *vm, unsigned disk, unsigned queue)
+/* Wait until all requests of the queue are done; they end with @status. */
+static void wait_status(Vm *vm, unsigned disk, unsigned queue, uint8_t status)
 {
     Queue *q = &vm->disk[disk].queue[queue];
     int64_t end = g_get_monotonic_time() + TIMEOUT_US;
@@ -278,12 +284,16 @@ static void wait_queue(Vm *vm, unsigned disk, unsigned queue)
             if (q->busy >> r & 1 && q->desc[r] == desc) {
                 uint64_t at = q->page + r * HEADER_BYTES + 48;
 
-                g_assert_cmpuint(qtest_readb(vm->qts, at), ==,
-                                 VIRTIO_BLK_S_OK);
+                g_assert_cmpuint(qtest_readb(vm->qts, at), ==, status);
                 q->busy &= ~(1u << r);
             }
         }
     }
+}
+
+static void wait_queue(Vm *vm, unsigned disk, unsigned queue)
+{
+    wait_status(vm, disk, queue, VIRTIO_BLK_S_OK);
 }
 
 /* Do on the shadows what the request does. */
@@ -463,13 +473,12 @@ static void check_image(const Disk *d)
     unlink(raw);
 }
 
-static void vm_stop(Vm *vm)
+/* The guest is gone. */
+static void vm_shutdown(Vm *vm)
 {
-    check_ram(vm);
     for (unsigned i = 0; i < vm->ndisks; i++) {
         Disk *d = &vm->disk[i];
 
-        check_disk(vm, i);
         for (unsigned q = 0; q < vm->nqueues; q++) {
             qvirtqueue_cleanup(d->dev->bus, d->queue[q].vq, &vm->qs->alloc);
         }
@@ -478,13 +487,14 @@ static void vm_stop(Vm *vm)
         g_free(d->pci);
     }
     qtest_shutdown(vm->qs);
-    for (unsigned i = 0; i < vm->ndisks; i++) {
-        Disk *d = &vm->disk[i];
+}
 
-        check_image(d);
-        unlink(d->path);
-        g_free(d->path);
-        g_free(d->shadow);
+static void vm_free(Vm *vm)
+{
+    for (unsigned i = 0; i < vm->ndisks; i++) {
+        unlink(vm->disk[i].path);
+        g_free(vm->disk[i].path);
+        g_free(vm->disk[i].shadow);
     }
     unlink(vm->store);
     rmdir(vm->dir);
@@ -492,6 +502,19 @@ static void vm_stop(Vm *vm)
     g_free(vm->dir);
     g_free(vm->shadow);
     g_rand_free(vm->rand);
+}
+
+static void vm_stop(Vm *vm)
+{
+    check_ram(vm);
+    for (unsigned i = 0; i < vm->ndisks; i++) {
+        check_disk(vm, i);
+    }
+    vm_shutdown(vm);
+    for (unsigned i = 0; i < vm->ndisks; i++) {
+        check_image(&vm->disk[i]);
+    }
+    vm_free(vm);
 }
 
 /* Tests: one way a request can take each */
@@ -1043,6 +1066,250 @@ static void test_graph_changes(Vm *vm)
     check_ram(vm);
 }
 
+/*
+ * A store that fails behind its back.  Its file is changed past the page cache;
+ * the swapper reads past it, too.
+ */
+
+typedef struct Damage {
+    Vm *vm;
+    int fd;
+    off_t offset;
+    uint8_t *page;
+    unsigned delay_us;
+    GThread *mender;
+} Damage;
+
+static void damage_write(const Damage *d)
+{
+    g_assert_cmpint(pwrite(d->fd, d->page, PAGE, d->offset), ==, PAGE);
+}
+
+/* Change one bit of the only slot that has the content of @page. */
+static void damage(Vm *vm, Damage *d, unsigned page)
+{
+    const uint8_t *want = vm->shadow + page * PAGE;
+    off_t at = 0;
+
+    *d = (Damage) { .vm = vm, .offset = -1 };
+    vm->store_fails = true;
+    d->fd = open(vm->store, O_RDWR | O_DIRECT | O_CLOEXEC);
+    if (d->fd < 0) {
+        d->fd = open(vm->store, O_RDWR | O_CLOEXEC);
+    }
+    g_assert_cmpint(d->fd, >=, 0);
+    d->page = qemu_memalign(PAGE, PAGE);
+    while ((at = lseek(d->fd, at, SEEK_DATA)) >= 0) {
+        at = QEMU_ALIGN_DOWN(at, PAGE);
+        if (pread(d->fd, d->page, PAGE, at) == PAGE &&
+            memcmp(d->page, want, PAGE) == 0) {
+            g_assert_cmpint(d->offset, ==, -1);
+            d->offset = at;
+        }
+        at += PAGE;
+    }
+    g_assert_cmpint(d->offset, >=, 0);
+    memcpy(d->page, want, PAGE);
+    d->page[1000] ^= 4;
+    damage_write(d);
+    d->page[1000] ^= 4;
+}
+
+static void mend(Damage *d)
+{
+    damage_write(d);
+    qemu_vfree(d->page);
+    close(d->fd);
+}
+
+static gpointer mend_run(gpointer opaque)
+{
+    Damage *d = opaque;
+
+    g_usleep(d->delay_us);
+    damage_write(d);
+    return NULL;
+}
+
+/* For while we wait for QEMU, which waits for the page */
+static void mend_later(Damage *d, unsigned ms)
+{
+    d->delay_us = ms * 1000;
+    d->mender = g_thread_new("mender", mend_run, d);
+}
+
+static void mended(Damage *d)
+{
+    g_thread_join(d->mender);
+    mend(d);
+}
+
+static void check_error_event(Vm *vm)
+{
+    QDict *event = qtest_qmp_eventwait_ref(vm->qts,
+                                           "HOST_SWAPPER_STORE_ERROR");
+    QDict *data = qdict_get_qdict(event, "data");
+
+    g_assert_cmpstr(qdict_get_str(data, "id"), ==, "sw0");
+    g_assert_cmpstr(qdict_get_str(data, "operation"), ==, "read");
+    g_assert_cmpstr(qdict_get_str(data, "error"), ==, "Checksum mismatch");
+    qobject_unref(event);
+}
+
+/* A request of one segment at @offset, or of none, which fails */
+static void request_fails(Vm *vm, uint32_t type, uint64_t offset,
+                          uint32_t at, uint32_t bytes)
+{
+    submit(vm, 0, 0, type, offset, &(Segment) { at, bytes }, bytes != 0);
+    wait_status(vm, 0, 0, VIRTIO_BLK_S_IOERR);
+}
+
+/* Block 3 of 8 cannot be read.  Guest memory from page 100 on gets nothing. */
+static void check_bad_block(Vm *vm)
+{
+    uint32_t to = 100 * PAGE;
+
+    request_fails(vm, VIRTIO_BLK_T_IN, 0, to, 8 * PAGE);
+    request_fails(vm, VIRTIO_BLK_T_IN, 3 * PAGE, to, PAGE);
+    request_fails(vm, VIRTIO_BLK_T_IN, 3 * PAGE + SECTOR, to, SECTOR);
+    request_fails(vm, VIRTIO_BLK_T_IN, 2 * PAGE + SECTOR, to + SECTOR,
+                  2 * PAGE);
+    evict(vm, 100, 8, STORE);
+    request_fails(vm, VIRTIO_BLK_T_IN, 0, to, 8 * PAGE);
+    evict(vm, 100, 8, VICTIM);
+    request_fails(vm, VIRTIO_BLK_T_IN, 0, to, 8 * PAGE);
+    check_pages(vm, 100, 8);
+    /* What is good is read. */
+    read_pages(vm, 0, 110, 3);
+    read_pages(vm, 4, 120, 4);
+    /* A part of it cannot be overwritten: where would the rest come from? */
+    request_fails(vm, VIRTIO_BLK_T_OUT, 3 * PAGE + SECTOR, to, SECTOR);
+    /* Without a journal the image must get it. */
+    request_fails(vm, VIRTIO_BLK_T_FLUSH, 0, 0, 0);
+    check_pages(vm, 100, 8);
+}
+
+static void test_error_disk(Vm *vm)
+{
+    Damage d;
+
+    fill(vm, 0, RAM_PAGES);
+    evict(vm, 0, 8, STORE);
+    write_pages(vm, 0, 0, 8);
+    g_assert_cmpuint(counter(vm, "indirections"), ==, 8);
+    check_pages(vm, 0, 8);
+    damage(vm, &d, 3);
+    check_bad_block(vm);
+    g_assert_cmpuint(counter(vm, "indirections"), >=, 1);
+    mend(&d);
+    read_pages(vm, 0, 130, 8);
+    flush(vm);
+    g_assert_cmpuint(counter(vm, "indirections"), ==, 0);
+    read_pages(vm, 0, 140, 8);
+}
+
+/* What is bad can be overwritten and discarded as a whole. */
+static void test_error_overwrite(Vm *vm)
+{
+    Damage d[2];
+
+    fill(vm, 0, RAM_PAGES);
+    evict(vm, 0, 8, STORE);
+    write_pages(vm, 0, 0, 8);
+    check_pages(vm, 0, 8);
+    damage(vm, &d[0], 3);
+    damage(vm, &d[1], 5);
+    write_pages(vm, 3, 20, 1);
+    zero_blocks(vm, VIRTIO_BLK_T_WRITE_ZEROES, 5 * PAGE, PAGE);
+    read_pages(vm, 0, 100, 8);
+    flush(vm);
+    mend(&d[0]);
+    mend(&d[1]);
+    read_pages(vm, 0, 110, 8);
+}
+
+/* The main thread needs the page: everything waits, and goes on. */
+static void test_error_main_thread(Vm *vm)
+{
+    int64_t start = g_get_monotonic_time();
+    Damage d;
+
+    fill(vm, 0, RAM_PAGES);
+    evict(vm, 0, RAM_PAGES, STORE);
+    damage(vm, &d, 42);
+    mend_later(&d, 2500);
+    check_ram(vm);
+    g_assert_cmpint(g_get_monotonic_time() - start, >=, 2500 * 1000);
+    mended(&d);
+    check_error_event(vm);
+    g_assert(swapper_is(vm, "armed"));
+}
+
+/* A request needs the page: it waits; monitor and other disks do not. */
+static void test_error_request(Vm *vm)
+{
+    uint64_t at = vm->disk[0].queue[0].page;
+    Segment seg = { 42 * PAGE + SECTOR, SECTOR };
+    Damage d;
+
+    fill(vm, 0, RAM_PAGES);
+    evict(vm, 0, RAM_PAGES, STORE);
+    damage(vm, &d, 42);
+    submit(vm, 0, 0, VIRTIO_BLK_T_OUT, SECTOR, &seg, 1);
+    shadow_do(vm, 0, VIRTIO_BLK_T_OUT, SECTOR, &seg, 1);
+    for (int i = 0; i < 3; i++) {
+        check_error_event(vm);
+        g_assert(swapper_is(vm, "store-error"));
+        g_assert_cmpuint(qtest_readb(vm->qts, at + 48), ==, 0xff);
+        request_on(vm, 1, 0, VIRTIO_BLK_T_OUT, i * PAGE,
+                   &(Segment) { 50 * PAGE, 4 * PAGE }, 1);
+        request_on(vm, 1, 0, VIRTIO_BLK_T_IN, i * PAGE,
+                   &(Segment) { 60 * PAGE, 4 * PAGE }, 1);
+        check_pages(vm, 43, 30);
+    }
+    mend(&d);
+    wait_queue(vm, 0, 0);
+    while (!swapper_is(vm, "armed")) {
+        g_usleep(1000);
+    }
+}
+
+static bool is_guarded(const Disk *d)
+{
+    uint8_t features[8];
+    FILE *f = fopen(d->path, "rb");
+
+    g_assert_nonnull(f);
+    g_assert_cmpint(fseek(f, 72, SEEK_SET), ==, 0);
+    g_assert_cmpuint(fread(features, sizeof(features), 1, f), ==, 1);
+    fclose(f);
+    return ldq_be_p(features) & 1 << 30;
+}
+
+/* QEMU ends nevertheless, and leaves no image that looks complete. */
+static void test_error_exit(Vm *vm)
+{
+    Damage d[2];
+
+    fill(vm, 0, RAM_PAGES);
+    evict(vm, 0, 16, STORE);
+    write_pages(vm, 0, 0, 8);
+    check_pages(vm, 0, 8);
+    request_on(vm, 1, 0, VIRTIO_BLK_T_OUT, 0, &(Segment) { 8 * PAGE, PAGE },
+               1);
+    evict(vm, 20, 1, STORE);
+    damage(vm, &d[0], 3);
+    damage(vm, &d[1], 20);
+    vm_shutdown(vm);
+    g_assert(is_guarded(&vm->disk[0]));
+    g_assert(!is_guarded(&vm->disk[1]));
+    check_image(&vm->disk[1]);
+    mend(&d[0]);
+    mend(&d[1]);
+    vm_free(vm);
+    vm->ended = true;
+}
+
 /* Running them */
 
 typedef struct Case {
@@ -1078,6 +1345,12 @@ static const Case test_case[] = {
     { "bsst/limit-off", test_limit_off, 1, 1, "main" },
     { "bsst/object-del", test_object_del, 1, 1, "own" },
     { "bsst/store-full", test_store_full, 1, 1, "main", "store-size=2M" },
+    { "bsst/store-error/disk", test_error_disk, 1, 1, "main" },
+    { "bsst/store-error/disk-iothread", test_error_disk, 1, 1, "own" },
+    { "bsst/store-error/overwrite", test_error_overwrite, 1, 1, "main" },
+    { "bsst/store-error/main-thread", test_error_main_thread, 1, 1, "main" },
+    { "bsst/store-error/request", test_error_request, 2, 1, "own" },
+    { "bsst/store-error/exit", test_error_exit, 2, 1, "own" },
     { "bsst/hang-proof/bql", test_touch_with_bql, 1, 1, "main" },
     { "bsst/hang-proof/graph-main", test_graph_changes, 1, 1, "main" },
     { "bsst/hang-proof/graph-iothread", test_graph_changes, 1, 1, "own" },
@@ -1094,7 +1367,9 @@ static void run_case(const void *opaque)
     vm_start(&vm, c->ndisks, c->nqueues, c->threads,
              c->options ?: "store-size=64M");
     c->run(&vm);
-    vm_stop(&vm);
+    if (!vm.ended) {
+        vm_stop(&vm);
+    }
     alarm(0);
 }
 
@@ -1138,6 +1413,8 @@ int main(int argc, char **argv)
     g_test_init(&argc, &argv, NULL);
     seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
     g_test_message("BSST_TEST_SEED=%u", seed);
+    env = g_getenv("BSST_TEST_SLOWER");
+    slower = env ? g_ascii_strtoull(env, NULL, 0) : slower;
     sigaction(SIGALRM, &action, NULL);
 
     why = unavailable();

@@ -22,6 +22,7 @@
 
 uint32_t seed;
 unsigned load_seconds = 2;
+unsigned slower = 1;
 
 static const char *current_test;
 
@@ -49,7 +50,7 @@ static bool setup(Fixture *f, const Setup *s, const char *name, char **skip)
 
     *f = (Fixture) { .npages = PAGES(s->ram_bytes) };
     current_test = name;
-    alarm(WATCHDOG_S);
+    alarm(WATCHDOG_S * slower);
 
     f->dir = g_dir_make_tmp("bsst-test-pager-XXXXXX", NULL);
     g_assert_nonnull(f->dir);
@@ -287,6 +288,8 @@ int pager_test_main(int argc, char **argv, const Case *test_case, size_t n)
     seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
     env = g_getenv("BSST_TEST_SECONDS");
     load_seconds = env ? g_ascii_strtoull(env, NULL, 0) : load_seconds;
+    env = g_getenv("BSST_TEST_SLOWER");
+    slower = env ? g_ascii_strtoull(env, NULL, 0) : slower;
     g_test_message("BSST_TEST_SEED=%u", seed);
     sigaction(SIGALRM, &action, NULL);
 

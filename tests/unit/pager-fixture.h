@@ -6,7 +6,7 @@
  *
  * A test that hangs is ended, and named, by a watchdog.
  * BSST_TEST_SEED=N repeats the random choices, BSST_TEST_SECONDS=N makes the
- * tests under load longer.
+ * tests under load longer, BSST_TEST_SLOWER=N allows N times the time.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -22,6 +22,7 @@
 
 extern uint32_t seed;
 extern unsigned load_seconds;
+extern unsigned slower;
 
 typedef struct Fixture {
     char *dir;
