@@ -24,10 +24,6 @@
 #define CHUNK_MIN_PAGES     (64u << 8)
 #define CHUNKS_MAX          1024
 
-/* In memory, or in the host's swap or on its way elsewhere: not missing. */
-#define PAGEMAP_PRESENT     (1ull << 63)
-#define PAGEMAP_SWAPPED     (1ull << 62)
-
 static uint64_t chunk_pages_for(uint64_t npages)
 {
     return MAX(CHUNK_MIN_PAGES, pow2ceil(npages / CHUNKS_MAX));
@@ -135,7 +131,7 @@ static bool scan_present(Pager *p, uint8_t *addr, uint64_t n,
             return false;
         }
         for (ssize_t k = 0; k < len / (ssize_t)sizeof(entry[0]); k++, i++) {
-            fn(opaque, i, entry[k] & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED));
+            fn(opaque, i, entry[k] & PAGEMAP_EXISTS);
         }
     }
     return true;

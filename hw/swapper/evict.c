@@ -138,7 +138,7 @@ static unsigned do_move(Pager *p, const Move *m)
         uint32_t n;
         int err;
 
-        n = uffd_swapper_move(p->frames.uffd,
+        n = uffd_swapper_move(p->frames.uffd, p->pagemap_fd,
                               frame_addr(&p->frames, m->frame + done),
                               pager_addr(p, m->page + done),
                               (size_t)(m->n - done) * BSST_PAGE_SIZE, &err)

@@ -156,13 +156,16 @@ uint32_t frames_take_dropped(Frames *f, uint32_t *list, uint32_t max)
 void frames_give_back(Frames *f, const uint32_t *list, uint32_t n)
 {
     uint32_t i, run;
+    int ret;
 
     for (i = 0; i < n; i += run) {
         for (run = 1; i + run < n && list[i + run] == list[i] + run; run++) {
             /* count */
         }
-        qemu_madvise(frame_addr(f, list[i]), (size_t)run * BSST_PAGE_SIZE,
-                     QEMU_MADV_DONTNEED);
+        ret = qemu_madvise(frame_addr(f, list[i]),
+                           (size_t)run * BSST_PAGE_SIZE, QEMU_MADV_DONTNEED);
+        /* uffd_swapper_move() relies on a free frame being absent. */
+        g_assert(ret == 0);
     }
 }
 

@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include "bsst/types.h"
 #include "qapi/error.h"
+#include "qemu/error-report.h"
 #include "qemu/userfaultfd.h"
 #include "uffd.h"
 
@@ -151,9 +152,45 @@ int uffd_swapper_zero(int fd, void *dst, size_t bytes)
     return present;
 }
 
-size_t uffd_swapper_move(int fd, void *dst, void *src, size_t bytes, int *err)
+/*
+ * How many of the pages of [addr, addr + bytes) exist, up to the first that
+ * does not.
+ */
+static size_t leading_pages(int pagemap_fd, void *addr, size_t bytes)
 {
-    size_t done = 0;
+    size_t n = bytes / BSST_PAGE_SIZE, k;
+
+    for (k = 0; k < n; k++) {
+        off_t at = ((uintptr_t)addr / BSST_PAGE_SIZE + k) * sizeof(uint64_t);
+        uint64_t entry;
+        ssize_t len = RETRY_ON_EINTR(pread(pagemap_fd, &entry, sizeof(entry),
+                                           at));
+
+        if (len != sizeof(entry)) {
+            /* To guess would be silent corruption. */
+            error_report("host-swapper: could not read pagemap: %s",
+                         len < 0 ? strerror(errno) : "it is too short");
+            abort();
+        }
+        if (!(entry & PAGEMAP_EXISTS)) {
+            break;
+        }
+    }
+    return k;
+}
+
+/*
+ * When the kernel fails it is not to be trusted about what it has moved.  Since
+ * Linux 6.18 ("userfaultfd: opportunistic TLB-flush batching for present pages
+ * in MOVE") move_pages() repeats a step after an internal EAGAIN, such as a
+ * huge page that another thread is splitting, but keeps the EAGAIN when the
+ * step then succeeds.  So it repeats the step once more, finds @dst occupied or
+ * @src empty, and returns EEXIST or ENOENT, although all of it has moved.
+ */
+size_t uffd_swapper_move(int fd, int pagemap_fd, void *dst, void *src,
+                         size_t bytes, int *err)
+{
+    size_t done = 0, step;
     int retries = 0;
 
     *err = 0;
@@ -166,11 +203,14 @@ size_t uffd_swapper_move(int fd, void *dst, void *src, size_t bytes, int *err)
         };
 
         if (ioctl(fd, UFFDIO_MOVE, &m) == 0) {
+            *err = 0;
             return bytes;
         }
         *err = errno;
-        if (m.move > 0) {
-            done += m.move;
+        step = leading_pages(pagemap_fd, (uint8_t *)dst + done, bytes - done)
+               << BSST_PAGE_BITS;
+        if (step) {
+            done += step;
             retries = 0;
             *err = 0;
         } else if (*err != EAGAIN || ++retries > MOVE_RETRIES) {

@@ -12,6 +12,12 @@
 #define HW_SWAPPER_UFFD_H
 
 /*
+ * Bits of /proc/self/pagemap: the page is in memory, or in the host's swap or
+ * on its way elsewhere.  It is missing if it has none of them.
+ */
+#define PAGEMAP_EXISTS  (3ull << 62)
+
+/*
  * Open a non-blocking userfaultfd which delivers faults of the kernel too and
  * can move pages.  Returns the descriptor; -1 and sets @errp on failure.
  *
@@ -39,11 +45,16 @@ int uffd_swapper_zero(int fd, void *dst, size_t bytes);
 void uffd_swapper_wake(int fd, void *addr, size_t bytes);
 
 /*
- * Move the pages at @src to @dst, which is absent and registered with @fd.
+ * Move the pages at @src to @dst, which is private memory, absent, registered
+ * with @fd, and filled by nobody else.  @pagemap_fd is /proc/self/pagemap.
+ *
+ * A page has moved if and only if it is at @dst now, whatever the kernel says:
+ * see uffd.c.
  *
  * Returns the bytes moved from the start on, which may be fewer than @bytes;
  * *@err is then why the next page did not move, else 0.
  */
-size_t uffd_swapper_move(int fd, void *dst, void *src, size_t bytes, int *err);
+size_t uffd_swapper_move(int fd, int pagemap_fd, void *dst, void *src,
+                         size_t bytes, int *err);
 
 #endif /* HW_SWAPPER_UFFD_H */
