@@ -1526,15 +1526,15 @@ static void show_counters(Stress *s, File *f)
                    c.swap_ins, c.faults_victim, c.faults_store, c.faults_zero,
                    c.faults_raced, c.intercepted_restore_pages,
                    c.refused_pinned, c.refused_absent, c.refused_retry);
-    g_test_message("bsst: %" PRIu64 " indirections made, %" PRIu64 " removed "
-                   "by overwrite, %" PRIu64 " discard, %" PRIu64 " drain, %" PRIu64
-                   " copied up; %" PRIu64 " pages from buffers, %" PRIu64
-                   " zero, %" PRIu64 " loaded, %" PRIu64 " installed; %" PRIu64
-                   " split reads, %" PRIu64 " from the store", n->made,
-                   n->removed_overwrite, n->removed_discard, n->removed_drain,
-                   n->copy_ups, n->buffered_pages, n->zero_pages,
-                   n->loaded_pages, n->installed_pages, n->split_reads,
-                   n->store_reads);
+    g_test_message("bsst: %" PRIu64 " indirections made, removed: %" PRIu64
+                   " overwritten %" PRIu64 " discarded %" PRIu64 " drained; %"
+                   PRIu64 " copied up; pages: %" PRIu64 " from buffers %"
+                   PRIu64 " zero %" PRIu64 " loaded %" PRIu64 " installed; "
+                   "reads: %" PRIu64 " split %" PRIu64 " from the store",
+                   n->made, n->removed_overwrite, n->removed_discard,
+                   n->removed_drain, n->copy_ups, n->buffered_pages,
+                   n->zero_pages, n->loaded_pages, n->installed_pages,
+                   n->split_reads, n->store_reads);
 }
 
 static uint64_t slots_in_use(const Stress *s)
