@@ -625,6 +625,56 @@ static void checkpoint_schedule(BsstJournal *j)
     }
 }
 
+/* Image table */
+
+/* The place of an image that is not in the table yet.  Under table_lock. */
+static bool table_find_place(BsstJournal *j, BsstImage *image)
+{
+    uint32_t i;
+
+    if (j->table[image->index] == image) {
+        return true;            /* an attempt to write it has failed */
+    }
+    for (i = 0; i < j->sb.nimages; i++) {
+        if (!j->table[i] && !j->retired[i]) { /* J10 */
+            image->index = i;
+            j->table[i] = image;
+            return true;
+        }
+    }
+    return false;
+}
+
+static int coroutine_fn table_co_write(BsstImage *image,
+                                       const BsstImageEntry *e)
+{
+    BsstJournal *j = image->journal;
+    int ret;
+
+    ret = bsst_journal_co_write_entry(j, image->index, e);
+    if (ret == 0) {
+        ret = store_co_flush(j);
+    }
+    if (ret == 0) {
+        image->entry = *e;
+        qatomic_set(&image->entry_in_doubt, false);
+    }
+    return journal_error(j, ret);
+}
+
+/* J10: a removal that has failed may have reached the disk. */
+static int coroutine_fn table_co_restore(BsstImage *image)
+{
+    BsstImageEntry e;
+
+    if (!qatomic_read(&image->entry_in_doubt)) {
+        return 0;
+    }
+    QEMU_LOCK_GUARD(&image->journal->table_lock);
+    e = image->entry;
+    return table_co_write(image, &e);
+}
+
 /* Flush of an image */
 
 /* Journal full: by a checkpoint, if another one has not made room meanwhile. */
@@ -675,7 +725,10 @@ static int coroutine_fn image_co_round(BsstImage *image, BsstDataFlush *flush,
         return flush(opaque);
     }
     commit_begin(&c, image);
-    ret = commit_co_sync(&c, flush, opaque);
+    ret = table_co_restore(image);
+    if (ret == 0) {
+        ret = commit_co_sync(&c, flush, opaque);
+    }
     if (ret == 0) {
         ret = commit_co_write(&c);
     }
@@ -733,41 +786,7 @@ void bsst_image_set_locked(BsstImage *image, uint64_t block,
     journal_add_weight(image->journal, weight, durable_map_weight(image->map));
 }
 
-/* Image table */
-
-/* The place of an image that is not in the table yet.  Under table_lock. */
-static bool table_find_place(BsstJournal *j, BsstImage *image)
-{
-    uint32_t i;
-
-    if (j->table[image->index] == image) {
-        return true;            /* an attempt to write it has failed */
-    }
-    for (i = 0; i < j->sb.nimages; i++) {
-        if (!j->table[i] && !j->retired[i]) { /* J10 */
-            image->index = i;
-            j->table[i] = image;
-            return true;
-        }
-    }
-    return false;
-}
-
-static int coroutine_fn table_co_write(BsstImage *image,
-                                       const BsstImageEntry *e)
-{
-    BsstJournal *j = image->journal;
-    int ret;
-
-    ret = bsst_journal_co_write_entry(j, image->index, e);
-    if (ret == 0) {
-        ret = store_co_flush(j);
-    }
-    if (ret == 0) {
-        image->entry = *e;
-    }
-    return journal_error(j, ret);
-}
+/* Images come and go */
 
 /* Returns -ENOSPC if there is no place. */
 static int coroutine_fn table_co_announce(BsstImage *image)
@@ -792,6 +811,20 @@ static int coroutine_fn table_co_announce(BsstImage *image)
     return table_co_write(image, &e);
 }
 
+/* Are there places that wait for a checkpoint? */
+static bool coroutine_fn table_has_retired(BsstJournal *j)
+{
+    uint32_t i;
+
+    QEMU_LOCK_GUARD(&j->table_lock);
+    for (i = 0; i < j->sb.nimages; i++) {
+        if (j->retired[i]) {
+            return true;
+        }
+    }
+    return false;
+}
+
 int coroutine_fn bsst_journal_co_announce(BsstImage *image)
 {
     BsstJournal *j = image->journal;
@@ -801,8 +834,7 @@ int coroutine_fn bsst_journal_co_announce(BsstImage *image)
         return j->read_only ? -EROFS : -EIO;
     }
     ret = table_co_announce(image);
-    if (ret == -ENOSPC && !image->entry.in_use) {
-        /* Places may be waiting for a checkpoint. */
+    if (ret == -ENOSPC && table_has_retired(j)) {
         ret = bsst_journal_co_checkpoint(j);
         if (ret == 0) {
             ret = table_co_announce(image);
@@ -841,7 +873,11 @@ static int coroutine_fn table_co_remove(BsstImage *image)
     if (ret == 0) {
         j->table[image->index] = NULL;
         j->retired[image->index] = true;
+        return 0;
     }
+    qatomic_set(&image->entry_in_doubt, true);
+    QEMU_LOCK_GUARD(&image->lock);
+    image->failed = true;
     return ret;
 }
 

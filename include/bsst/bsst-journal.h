@@ -61,7 +61,8 @@ typedef struct BsstImage {
     DurableMap *map;            /* changed by bsst_image_set_locked() only */
 
     /* The rest is private to bsst-journal.c */
-    bool failed;                /* the last commit did; lock */
+    bool failed;                /* a flush has more to do than changes; lock */
+    bool entry_in_doubt;        /* it may be gone; atomic */
     CoMutex round_lock;
     uint64_t rounds_begun;      /* written under round_lock, read atomically */
     uint64_t round_done;        /* the last one that succeeded; round_lock */
