@@ -99,6 +99,7 @@ struct BsstStore {
 
     /* Atomic */
     bool armed;                         /* the pager is: a hint */
+    bool punch_soon;                    /* the timer is set */
 
     /* Thread-safe API */
     Stat64 reads, read_bytes, writes, write_bytes, punched_bytes;
@@ -582,9 +583,11 @@ void bsst_slot_ref(BsstStore *s, const BsstSlot *slot, unsigned n)
 
 static void store_punch_later(BsstStore *s)
 {
-    timer_mod_anticipate(s->punch_timer,
-                         qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
-                         PUNCH_INTERVAL_MS);
+    /* In any thread, where timer_pending() may not be called. */
+    if (!qatomic_read(&s->punch_soon) && !qatomic_xchg(&s->punch_soon, true)) {
+        timer_mod(s->punch_timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
+                                  PUNCH_INTERVAL_MS);
+    }
 }
 
 /* Enough is free to call a store that was full not full any more. */
@@ -629,7 +632,7 @@ void bsst_slot_unref(BsstStore *s, const BsstSlot *slot, unsigned n)
             pager = space_returned_locked(s);
         }
     }
-    if (freed && !timer_pending(s->punch_timer)) {
+    if (freed) {
         store_punch_later(s);
     }
     tell_space(pager);
@@ -940,6 +943,8 @@ static void store_punch_timer(void *opaque)
 {
     BsstStore *s = opaque;
 
+    /* Before the free slots are looked at */
+    qatomic_xchg(&s->punch_soon, false);
     if (!s->punching) {
         s->punching = true;
         qemu_coroutine_enter(qemu_coroutine_create(store_co_punch_all, s));
