@@ -1,7 +1,7 @@
 # Thin front door: every target is a script that can be run by itself.
 
 .DEFAULT_GOAL := all
-.PHONY: all help stock demo check check-core check-kill9 check-series fuzz \
+.PHONY: all help stock demo check check-core check-crash check-kill9 check-series fuzz \
 	refresh-patches soak install clean distclean
 
 all:
@@ -13,6 +13,7 @@ help:
 	@echo 'make check [CHECK=pattern]  all tests, or those whose name has the pattern'
 	@echo 'make check-core             unit tests of CORE under ASan and UBSan (seconds)'
 	@echo 'make fuzz TIME=900          fuzz the decoders of a store'"'"'s metadata (needs clang)'
+	@echo 'make check-crash [STATES=n]  crash enumeration for the journal: a million states'
 	@echo 'make check-kill9 [N=200]    kill QEMU N times and look for lost data'
 	@echo 'make check-series           patches against 10.0 and 10.2, and checkpatch'
 	@echo 'make refresh-patches        write patches/ from the commits in qemu/'
@@ -37,6 +38,9 @@ check:
 
 check-core:
 	@scripts/check-core
+
+check-crash: all
+	@scripts/check-crash $(or $(STATES),1000000) $(SEED)
 
 check-kill9: all
 	@tests/kill9/run-kill9 $(or $(N),20) $(if $(SEED),--seed $(SEED))
