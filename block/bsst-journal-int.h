@@ -65,6 +65,7 @@ struct BsstJournal {
     const BsstJournalSlots *slots;
     void *opaque;
     bool read_only;
+    BsstDamageFunc *damage;     /* not NULL: read what can be read */
     uint64_t journal_blocks;
     uint64_t checkpoint_blocks; /* of a body at most */
 

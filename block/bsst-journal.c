@@ -1056,6 +1056,12 @@ void bsst_journal_recovered(BsstJournal *j, const BsstCheckpoint *c,
     j->recovered_indirections = j->weight;
 }
 
+const BsstCheckpoint *bsst_journal_checkpoint(BsstJournal *j, unsigned *area)
+{
+    *area = j->checkpoint_area;
+    return j->checkpoint.number ? &j->checkpoint : NULL;
+}
+
 void bsst_journal_free(BsstJournal *j)
 {
     BsstImage *image, *next;

@@ -6,6 +6,10 @@
  * needed.  What does not fit together is damage, and refused: going back to
  * something older would silently lose data.
  *
+ * Who salvages a store (bsst_journal_co_salvage) is told of each thing that is
+ * damaged, and gets what is left: the same code, which passes over what it
+ * would refuse.
+ *
  * Two things are no damage: blocks of an image that is not in the table (it
  * was removed), and those older than its entry (the place had another owner).
  *
@@ -22,12 +26,55 @@
 
 #define IO_BYTES    (BSST_JOURNAL_IO_BLOCKS * BSST_JOURNAL_BLOCK_BYTES)
 
+/*
+ * Damage: refuse the store, or tell who salvages it.  Returns true if reading
+ * goes on.
+ */
+static bool G_GNUC_PRINTF(4, 5) damaged(BsstJournal *j, Error **errp,
+                                        unsigned rule, const char *fmt, ...)
+{
+    g_autofree char *msg = NULL;
+    va_list ap;
+
+    va_start(ap, fmt);
+    msg = g_strdup_vprintf(fmt, ap);
+    va_end(ap);
+    if (!j->damage) {
+        error_setg(errp, "The block-swap store is damaged: %s", msg);
+        return false;
+    }
+    j->damage(j->opaque, rule, msg);
+    return true;
+}
+
+/* Read what can be read; the rest is bytes that mean nothing. */
+static void coroutine_fn salvage_area(BsstJournal *j, uint64_t offset,
+                                      uint8_t *buf, size_t bytes,
+                                      const char *what)
+{
+    for (; bytes; bytes -= BSST_PAGE_SIZE) {
+        int ret = j->io->co_read(j->opaque, offset, buf, BSST_PAGE_SIZE);
+
+        if (ret < 0) {
+            damaged(j, NULL, 0, "4096 bytes of its %s, at %" PRIu64 ", could "
+                    "not be read: %s", what, offset, strerror(-ret));
+            memset(buf, 0xff, BSST_PAGE_SIZE);
+        }
+        offset += BSST_PAGE_SIZE;
+        buf += BSST_PAGE_SIZE;
+    }
+}
+
 static bool coroutine_fn read_area(BsstJournal *j, uint64_t offset, void *buf,
                                    size_t bytes, const char *what,
                                    Error **errp)
 {
     int ret = j->io->co_read(j->opaque, offset, buf, bytes);
 
+    if (ret < 0 && j->damage) {
+        salvage_area(j, offset, buf, bytes, what);
+        return true;
+    }
     if (ret < 0) {
         error_setg_errno(errp, -ret, "Could not read the %s of the block-swap "
                          "store", what);
@@ -46,16 +93,18 @@ static bool load_entry(BsstJournal *j, uint32_t index, const uint8_t *buf,
 
     reason = bsst_image_entry_decode(&e, buf);
     if (reason) {
-        error_setg(errp, "The block-swap store is damaged: entry %" PRIu32
-                   " of its image table: %s", index, reason);
-        return false;
-    }
-    if (!e.in_use) {
+        if (!damaged(j, errp, 8, "entry %" PRIu32 " of its image table: %s",
+                     index, reason)) {
+            return false;
+        }
+        e = (BsstImageEntry) { .in_use = true };
+        snprintf(e.name, sizeof(e.name), "(entry %" PRIu32 ", damaged)",
+                 index);
+    } else if (!e.in_use) {
         return true;
-    }
-    if (bsst_journal_find_image(j, e.uuid)) {
-        error_setg(errp, "The block-swap store is damaged: entry %" PRIu32
-                   " of its image table is there twice", index);
+    } else if (bsst_journal_find_image(j, e.uuid) &&
+               !damaged(j, errp, 9, "entry %" PRIu32 " of its image table is "
+                        "there twice", index)) {
         return false;
     }
     image = bsst_image_new(j, &e);
@@ -96,14 +145,14 @@ typedef struct Replay {
     BsstBlockKind kind;
     const char *what;
     BsstJournalPosition pos;    /* behind what has been read */
+    BsstJournalPosition end;    /* behind what has been applied */
     uint64_t origin;            /* blocks of images that came later ... */
     uint64_t nindirections;
     BsstRecord *records;
 } Replay;
 
 /* Apply the records of a block that @h describes. */
-static bool replay_records(Replay *r, const BsstBlockHeader *h, unsigned n,
-                           Error **errp)
+static void replay_records(Replay *r, const BsstBlockHeader *h, unsigned n)
 {
     BsstJournal *j = r->j;
     BsstImage *image = j->table[h->image];
@@ -112,21 +161,52 @@ static bool replay_records(Replay *r, const BsstBlockHeader *h, unsigned n,
     unsigned i;
 
     for (i = 0; i < n; i++) {
-        if (checkpoint && r->records[i].slot == BSST_SLOT_NONE) {
-            error_setg(errp, "The block-swap store is damaged: its checkpoint "
-                       "has a removal");
-            return false;
-        }
         r->nindirections += r->records[i].n;
     }
     if (!image || when < image->entry.first_sequence) {
         j->retired[h->image] = !image; /* J10 */
-        return true;
+        return;
     }
     for (i = 0; i < n; i++) {
         durable_map_restore(image->map, &r->records[i]);
     }
+}
+
+/* Salvage: there is no next block, but there may be one after it. */
+static bool replay_skip(Replay *r)
+{
+    if (!r->j->damage) {
+        return false;
+    }
+    r->pos.block++;
+    r->pos.sequence++;
     return true;
+}
+
+/*
+ * Salvage: behind a gap the chain is not known.  Can @buf be the block that
+ * belongs here?  In the journal only what is of the last life of a store that
+ * was closed counts: anything else may be what a crash has left behind the end.
+ */
+static bool replay_behind_gap(Replay *r, const uint8_t *buf,
+                              BsstBlockHeader *expected, Error **errp)
+{
+    const BsstSuperblock *sb = &r->j->sb;
+    bool journal = r->kind == BSST_BLOCK_JOURNAL;
+    BsstBlockHeader h;
+
+    if (r->pos.sequence == r->end.sequence ||
+        !bsst_block_peek(buf, r->kind, &h) ||
+        h.sequence != expected->sequence ||
+        h.generation != (journal ? sb->generation : expected->generation) ||
+        (journal && !sb->clean)) {
+        return false;
+    }
+    expected->chain = h.chain;
+    return damaged(r->j, errp, 13, "%" PRIu64 " blocks of its %s are lost, "
+                   "from number %" PRIu64 " on",
+                   r->pos.sequence - r->end.sequence, r->what,
+                   r->end.sequence);
 }
 
 /* Read one block from @buf.  Returns false at the end and after an error. */
@@ -143,24 +223,27 @@ static bool replay_block(Replay *r, const uint8_t *buf, Error **errp)
     uint64_t checksum;
     unsigned n;
 
+    if (r->pos.sequence != r->end.sequence &&
+        !replay_behind_gap(r, buf, &expected, errp)) {
+        return replay_skip(r);
+    }
     switch (bsst_block_decode(buf, &expected, j->sb.generation, j->sb.nslots,
                               j->sb.nimages, &h, r->records, &n, &checksum)) {
     case BSST_BLOCK_END:
-        return false;
+        return replay_skip(r);
     case BSST_BLOCK_DAMAGED:
-        error_setg(errp, "The block-swap store is damaged: block %" PRIu64
-                   " of its %s says what cannot be", r->pos.sequence, r->what);
-        return false;
+        return damaged(j, errp, 13, "block %" PRIu64 " of its %s says what "
+                       "cannot be", r->pos.sequence, r->what) &&
+               replay_skip(r);
     case BSST_BLOCK_VALID:
         break;
     }
-    if (!replay_records(r, &h, n, errp)) {
-        return false;
-    }
+    replay_records(r, &h, n);
     r->pos.block++;
     r->pos.sequence++;
     r->pos.chain = checksum;
     r->pos.generation = h.generation;
+    r->end = r->pos;
     return true;
 }
 
@@ -174,6 +257,7 @@ static bool coroutine_fn replay_area(Replay *r, uint64_t area,
 {
     ERRP_GUARD();
 
+    r->end = r->pos;
     while (n) {
         unsigned i, piece = MIN(MIN(n, BSST_JOURNAL_IO_BLOCKS),
                                 area_blocks - r->pos.block);
@@ -219,9 +303,11 @@ static bool coroutine_fn load_headers(BsstJournal *j, uint8_t *buf,
         }
         if (!bsst_checkpoint_decode(&this, buf, j->sb.generation,
                                     j->checkpoint_blocks, j->journal_blocks)) {
-            error_setg(errp, "The block-swap store is damaged: the header of "
-                       "checkpoint %u is not valid", i);
-            return false;
+            if (!damaged(j, errp, 10, "the header of checkpoint %u is not "
+                         "valid", i)) {
+                return false;
+            }
+            continue;
         }
         if (!found || this.number > c->number) {
             *c = this;
@@ -229,11 +315,7 @@ static bool coroutine_fn load_headers(BsstJournal *j, uint8_t *buf,
         }
         found = true;
     }
-    if (!found) {
-        error_setg(errp, "The block-swap store is damaged: it has no "
-                   "checkpoint");
-    }
-    return found;
+    return found || damaged(j, errp, 10, "it has no checkpoint");
 }
 
 /* J7: the body of a header that is valid is, too. */
@@ -256,13 +338,9 @@ static bool coroutine_fn load_body(BsstJournal *j, uint8_t *buf,
                      c->nblocks, buf, errp)) {
         return false;
     }
-    if (r.pos.sequence != c->nblocks + 1 || r.pos.chain != c->chain ||
-        r.nindirections != c->nindirections) {
-        error_setg(errp, "The block-swap store is damaged: its checkpoint is "
-                   "not complete");
-        return false;
-    }
-    return true;
+    return (r.end.sequence == c->nblocks + 1 && r.end.chain == c->chain &&
+            r.nindirections == c->nindirections) ||
+           damaged(j, errp, 12, "its checkpoint is not complete");
 }
 
 static bool coroutine_fn load_journal(BsstJournal *j, uint8_t *buf,
@@ -287,35 +365,39 @@ static bool coroutine_fn load_journal(BsstJournal *j, uint8_t *buf,
                      j->journal_blocks, buf, errp)) {
         return false;
     }
-    *tail = r.pos;
+    *tail = r.end;
     tail->block %= j->journal_blocks;
-    j->replayed_blocks = r.pos.sequence - c->journal_sequence;
+    j->replayed_blocks = r.end.sequence - c->journal_sequence;
     return true;
 }
 
 static bool coroutine_fn load_all(BsstJournal *j, uint8_t *buf, Error **errp)
 {
     g_autofree BsstRecord *records = g_new(BsstRecord, BSST_JOURNAL_RECORDS);
+    BsstCheckpoint c = { .number = 0 };
     BsstJournalPosition tail;
-    BsstCheckpoint c;
     unsigned area = 0;
 
     if (!load_table(j, buf, errp) ||
-        !load_headers(j, buf, &c, &area, errp) ||
-        !load_body(j, buf, records, &c, area, errp) ||
+        !load_headers(j, buf, &c, &area, errp)) {
+        return false;
+    }
+    if (!c.number) {
+        return true;            /* salvage: these are all */
+    }
+    if (!load_body(j, buf, records, &c, area, errp) ||
         !load_journal(j, buf, records, &c, &tail, errp)) {
         return false;
     }
     bsst_journal_recovered(j, &c, area, &tail);
-    return true;
+    return j->weight <= j->sb.nslots ||
+           damaged(j, errp, 14, "it has %" PRIu64 " indirections, but only %"
+                   PRIu32 " slots", j->weight, j->sb.nslots);
 }
 
-BsstJournal *coroutine_fn
-bsst_journal_co_open(const BsstSuperblock *sb, const BsstJournalIO *io,
-                     const BsstJournalSlots *slots, void *opaque,
-                     bool read_only, Error **errp)
+/* Returns @j, or frees it. */
+static BsstJournal *coroutine_fn journal_co_load(BsstJournal *j, Error **errp)
 {
-    BsstJournal *j = bsst_journal_new(sb, io, slots, opaque, read_only);
     uint8_t *buf = qemu_try_memalign(BSST_PAGE_SIZE, IO_BYTES);
     bool ok;
 
@@ -331,6 +413,25 @@ bsst_journal_co_open(const BsstSuperblock *sb, const BsstJournalIO *io,
         return NULL;
     }
     return j;
+}
+
+BsstJournal *coroutine_fn
+bsst_journal_co_open(const BsstSuperblock *sb, const BsstJournalIO *io,
+                     const BsstJournalSlots *slots, void *opaque,
+                     bool read_only, Error **errp)
+{
+    return journal_co_load(bsst_journal_new(sb, io, slots, opaque, read_only),
+                           errp);
+}
+
+BsstJournal *coroutine_fn
+bsst_journal_co_salvage(const BsstSuperblock *sb, const BsstJournalIO *io,
+                        void *opaque, BsstDamageFunc *damage, Error **errp)
+{
+    BsstJournal *j = bsst_journal_new(sb, io, NULL, opaque, true);
+
+    j->damage = damage;
+    return journal_co_load(j, errp);
 }
 
 int coroutine_fn bsst_journal_co_read_checksums(BsstJournal *j, BsstSlot first,

@@ -176,6 +176,25 @@ BsstBlockState bsst_block_decode(const uint8_t *buf,
     return BSST_BLOCK_VALID;
 }
 
+bool bsst_block_peek(const uint8_t *buf, BsstBlockKind kind,
+                     BsstBlockHeader *h)
+{
+    const DiskBlock *d = (const DiskBlock *)buf;
+
+    if (memcmp(d->magic, kind_magic(kind), MAGIC_BYTES) ||
+        GUINT64_FROM_LE(d->checksum) != disk_checksum(buf)) {
+        return false;
+    }
+    *h = (BsstBlockHeader) {
+        .kind = kind,
+        .image = GUINT32_FROM_LE(d->image),
+        .sequence = GUINT64_FROM_LE(d->sequence),
+        .generation = GUINT64_FROM_LE(d->generation),
+        .chain = GUINT64_FROM_LE(d->chain),
+    };
+    return true;
+}
+
 void bsst_checkpoint_encode(const BsstCheckpoint *c, uint8_t *buf)
 {
     DiskCheckpoint *d = (DiskCheckpoint *)buf;

@@ -112,6 +112,33 @@ bsst_journal_co_open(const BsstSuperblock *sb, const BsstJournalIO *io,
                      bool read_only, Error **errp);
 
 /*
+ * Told of damage: which rule for a checker (docs/interop/bsst.rst) is broken,
+ * or 0 if something could not be read, and @message says it in words.
+ */
+typedef void BsstDamageFunc(void *opaque, unsigned rule, const char *message);
+
+/*
+ * Open the journal of a store that may be damaged, to look at what is left of
+ * it: read only.  @damage is told, with @opaque, of all that would have made
+ * bsst_journal_co_open() fail, and also of blocks behind the journal's end that
+ * must have been part of it; what can be read in spite of it is.  Entries of
+ * the image table that are damaged become images with a UUID of zeroes and a
+ * name that says which entry it is.
+ *
+ * Without damage the result is that of bsst_journal_co_open().  Returns NULL
+ * and sets @errp if there is no memory.
+ */
+BsstJournal *coroutine_fn
+bsst_journal_co_salvage(const BsstSuperblock *sb, const BsstJournalIO *io,
+                        void *opaque, BsstDamageFunc *damage, Error **errp);
+
+/*
+ * The checkpoint that a journal which was just opened begins with, and in which
+ * of the two areas it is.  NULL if there is none (in a damaged store).
+ */
+const BsstCheckpoint *bsst_journal_checkpoint(BsstJournal *j, unsigned *area);
+
+/*
  * Nothing is in flight any more, but a checkpoint in the background, perhaps:
  * waits for it.  Main thread.
  */

@@ -80,6 +80,14 @@ BsstBlockState bsst_block_decode(const uint8_t *buf,
                                  BsstRecord *records, unsigned *n,
                                  uint64_t *checksum);
 
+/*
+ * Read the header of a block of @kind that is right in itself, by magic and
+ * checksum, whatever came before it.  For those who look into a damaged store.
+ * Returns false if it is none.  Safe for any content of @buf.
+ */
+bool bsst_block_peek(const uint8_t *buf, BsstBlockKind kind,
+                     BsstBlockHeader *h);
+
 /* A checkpoint's header: the first block of its area, written last. */
 typedef struct BsstCheckpoint {
     uint64_t number;            /* grows by one; the newest wins */

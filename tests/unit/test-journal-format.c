@@ -73,6 +73,11 @@ static void test_round_trip(void)
         }
         memset(buf, 0xee, sizeof(buf));
         checksum = bsst_block_encode(&h, records, n, buf);
+        g_assert_true(bsst_block_peek(buf, h.kind, &d.h));
+        g_assert_cmpmem(&d.h, sizeof(h), &h, sizeof(h));
+        g_assert_false(bsst_block_peek(buf, h.kind == BSST_BLOCK_JOURNAL
+                                            ? BSST_BLOCK_CHECKPOINT
+                                            : BSST_BLOCK_JOURNAL, &d.h));
         g_assert_cmpint(decode(buf, &h, &d), ==, BSST_BLOCK_VALID);
         g_assert_cmpint(d.h.kind, ==, h.kind);
         g_assert_cmpuint(d.h.image, ==, h.image);
@@ -125,6 +130,7 @@ static void test_bit_flips(void)
     for (unsigned bit = 0; bit < BLOCK_BYTES * 8; bit++) {
         buf[bit / 8] ^= 1 << bit % 8;
         g_assert_cmpint(decode(buf, &header, &d), ==, BSST_BLOCK_END);
+        g_assert_false(bsst_block_peek(buf, header.kind, &d.h));
         buf[bit / 8] ^= 1 << bit % 8;
 
         checkpoint[bit / 8] ^= 1 << bit % 8;
