@@ -10,9 +10,10 @@
  *                        slots (4 bytes) in leaves (level 0)
  *
  * The element of part i is at the index popcount(bitmap below bit i).  The
- * array's capacity is the number of elements rounded up to 16 bytes; it
- * follows from the bitmap, so that nothing else need be stored.  A node
- * without elements does not exist.
+ * array's capacity is the number of elements rounded up, to 16 bytes in leaves
+ * and to a power of two in inner nodes, which are few; it follows from the
+ * bitmap, so that nothing else need be stored.  A node without elements does
+ * not exist.
  *
  * The tree is as high as its largest block has demanded so far (9 levels for
  * 2^51 blocks, 4 for a disk of 64 GiB); it forgets its height when it becomes
@@ -56,6 +57,20 @@ struct IndirectMap {
     size_t heap_bytes;  /* of all nodes */
 };
 
+/*
+ * The compiler's own popcount is a function with a table where the target need
+ * not have the instruction.  This touches no memory.
+ */
+static inline unsigned count_ones(uint64_t bits)
+{
+    const uint64_t pairs = 0x3333333333333333ULL;
+
+    bits -= (bits >> 1) & 0x5555555555555555ULL;
+    bits = (bits & pairs) + ((bits >> 2) & pairs);
+    bits = (bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+    return (bits * 0x0101010101010101ULL) >> 56;
+}
+
 static inline unsigned part_of(uint64_t block, unsigned level)
 {
     return (block >> (level * FANOUT_BITS)) % FANOUT;
@@ -69,7 +84,7 @@ static inline bool node_has(const Node *node, unsigned part)
 /* Number of elements before that of @part */
 static inline unsigned node_rank(const Node *node, unsigned part)
 {
-    return __builtin_popcountll(node->bitmap & ((1ULL << part) - 1));
+    return count_ones(node->bitmap & ((1ULL << part) - 1));
 }
 
 static inline Node **node_child(const Node *node, unsigned part)
@@ -84,9 +99,18 @@ static inline BsstSlot *node_slot(const Node *node, unsigned part)
 
 static size_t node_bytes(unsigned n, size_t elem_size)
 {
-    size_t array = (n * elem_size + STEP_BYTES - 1) & ~(STEP_BYTES - 1ul);
+    size_t bytes = n * elem_size, room = STEP_BYTES;
 
-    return n ? sizeof(Node) + array : 0;
+    if (!n) {
+        return 0;
+    }
+    if (elem_size == sizeof(BsstSlot)) {
+        room = (bytes + STEP_BYTES - 1) & ~(STEP_BYTES - 1ul);
+    }
+    while (room < bytes) {
+        room *= 2;
+    }
+    return sizeof(Node) + room;
 }
 
 /*
@@ -119,7 +143,7 @@ static void node_resize(IndirectMap *map, Node **link, unsigned from,
 static void *node_add(IndirectMap *map, Node **link, unsigned part,
                       size_t elem_size)
 {
-    unsigned n = *link ? __builtin_popcountll((*link)->bitmap) : 0;
+    unsigned n = *link ? count_ones((*link)->bitmap) : 0;
     unsigned rank;
     char *elem;
 
@@ -139,8 +163,8 @@ static void *node_add(IndirectMap *map, Node **link, unsigned part,
 static void node_del(IndirectMap *map, Node **link, uint64_t parts,
                      size_t elem_size)
 {
-    unsigned n = __builtin_popcountll((*link)->bitmap);
-    unsigned k = __builtin_popcountll((*link)->bitmap & parts);
+    unsigned n = count_ones((*link)->bitmap);
+    unsigned k = count_ones((*link)->bitmap & parts);
     unsigned rank = node_rank(*link, __builtin_ctzll(parts));
     char *elem = (char *)(*link + 1) + rank * elem_size;
 
@@ -151,7 +175,7 @@ static void node_del(IndirectMap *map, Node **link, uint64_t parts,
 
 static void node_free(Node *node, unsigned level)
 {
-    unsigned i, n = __builtin_popcountll(node->bitmap);
+    unsigned i, n = count_ones(node->bitmap);
 
     if (level > 0) {
         for (i = 0; i < n; i++) {
@@ -282,8 +306,8 @@ static unsigned leaf_insert_run(IndirectMap *map, uint64_t block,
     unsigned part = part_of(block, 0);
     uint64_t mask = (n < FANOUT ? (1ULL << n) - 1 : ~0ULL) << part;
     uint64_t bitmap = *link ? (*link)->bitmap : 0;
-    unsigned have = __builtin_popcountll(bitmap);
-    unsigned replaced = __builtin_popcountll(bitmap & mask);
+    unsigned have = count_ones(bitmap);
+    unsigned replaced = count_ones(bitmap & mask);
     unsigned rank;
     BsstSlot *elem;
 
@@ -341,7 +365,7 @@ static void leaf_remove(IndirectMap *map, uint64_t block, uint64_t parts)
     if (!map->root) {
         map->height = 0;
     }
-    map->count -= __builtin_popcountll(parts);
+    map->count -= count_ones(parts);
 }
 
 BsstSlot indirect_map_remove(IndirectMap *map, uint64_t block)
