@@ -21,6 +21,7 @@ DEVFN = 4 << 3
 GUEST_FEATURES, QUEUE_PFN, QUEUE_NUM, QUEUE_SELECT = 4, 8, 12, 14
 QUEUE_NOTIFY, STATUS = 16, 18
 DESC_NEXT, DESC_WRITE = 1, 2
+HEADER_BYTES = 32           # a request's header and its status, in one page
 READ, WRITE, FLUSH = 0, 1, 4
 TIMEOUT_S = 60
 
@@ -155,19 +156,35 @@ class QtestVm:
 
     def request(self, kind, offset, pieces=()):
         """One request over @pieces of (address, bytes); waits for its end"""
-        self.write(self.header, struct.pack('<IIQ', kind, 0, offset // 512))
-        self.write(self.header + 16, b'\xff')
+        self.requests(kind, [(offset, pieces)])
+
+    def requests(self, kind, batch):
+        """All of @batch of (offset, pieces) at once; waits until all have ended
+
+        The host hears of them when the last is in the queue.
+        """
+        table, heads = b'', []
         flags = DESC_WRITE if kind == READ else 0
-        chain = [(self.header, 16, 0),
-                 *((address, size, flags) for address, size in pieces),
-                 (self.header + 16, 1, DESC_WRITE)]
-        table = b''.join(
-            struct.pack('<QIHH', address, size,
-                        flag | (DESC_NEXT if i + 1 < len(chain) else 0), i + 1)
-            for i, (address, size, flag) in enumerate(chain))
+        for i, (offset, pieces) in enumerate(batch):
+            header = self.header + HEADER_BYTES * i
+            self.write(header, struct.pack('<IIQB', kind, 0, offset // 512,
+                                           0xff))
+            chain = [(header, 16, 0),
+                     *((address, size, flags) for address, size in pieces),
+                     (header + 16, 1, DESC_WRITE)]
+            heads.append(len(table) // 16)
+            table += b''.join(
+                struct.pack('<QIHH', address, size,
+                            flag | (DESC_NEXT if k + 1 < len(chain) else 0),
+                            heads[-1] + k + 1)
+                for k, (address, size, flag) in enumerate(chain))
+        if len(table) > 16 * self.size:
+            raise Failure(f'{len(batch)} requests do not fit into the queue')
         self.write(self.desc, table)
-        self.write(self.ring + 4 + 2 * (self.avail % self.size), b'\0\0')
-        self.avail = (self.avail + 1) & 0xffff
+        for head in heads:
+            self.write(self.ring + 4 + 2 * (self.avail % self.size),
+                       struct.pack('<H', head))
+            self.avail = (self.avail + 1) & 0xffff
         self.write(self.ring + 2, struct.pack('<H', self.avail))
         self.port(QUEUE_NOTIFY, 0, 'w')
         end = time.monotonic() + TIMEOUT_S
@@ -176,6 +193,7 @@ class QtestVm:
             if time.monotonic() > end:
                 raise Failure('a request hangs')
             time.sleep(0.001)
-        status = self.read(self.header + 16, 1)[0]
-        if status:
-            raise Failure(f'request failed with status {status}')
+        for i in range(len(batch)):
+            status = self.read(self.header + HEADER_BYTES * i + 16, 1)[0]
+            if status:
+                raise Failure(f'request failed with status {status}')
