@@ -200,7 +200,7 @@ int coroutine_fn GRAPH_RDLOCK bsst_co_guard(BlockDriverState *bs)
     BDRVBsstState *s = bs->opaque;
     int ret;
 
-    if (!s->can_guard || qatomic_load_acquire(&s->guarded)) {
+    if (bsst_is_guarded(s)) {
         return 0;
     }
 

@@ -193,8 +193,14 @@ int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs);
 /* bdrv_co_flush: drain, then flush the image. */
 int coroutine_fn GRAPH_RDLOCK bsst_co_flush(BlockDriverState *bs);
 
-/* Make B6 hold.  Cheap once it does. */
+/* Make B6 hold. */
 int coroutine_fn GRAPH_RDLOCK bsst_co_guard(BlockDriverState *bs);
+
+/* B6 holds. */
+static inline bool bsst_is_guarded(BDRVBsstState *s)
+{
+    return !s->can_guard || qatomic_load_acquire(&s->guarded);
+}
 
 /*
  * Drain, flush, and take the guard away: the image is complete without us.

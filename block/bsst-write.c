@@ -41,12 +41,16 @@ typedef struct BsstWrite {
     int64_t start_ns;
     int64_t committed_ns;       /* its indirections are made */
 
-    /* Of whole block first + i: its page or NULL, and where the data are */
+    /*
+     * Of whole block first + i: its page or NULL; where its data are; and the
+     * slot that the map will name for it or NONE.  If all are in slots, nobody
+     * looks at the claims.
+     */
     uint64_t first;
     unsigned n;
     void **page;
     BsstPageClaim *claim;
-    BsstSlot *slot;             /* what the map will name; the claims agree */
+    BsstSlot *slot;
 
     /* How many of the claims are of these kinds */
     unsigned slots;
@@ -58,7 +62,7 @@ typedef struct BsstWrite {
 static bool bsst_write_is_slot(const BsstWrite *w, uint64_t block)
 {
     return block >= w->first && block - w->first < w->n &&
-           w->claim[block - w->first].kind == BSST_PAGE_SLOT;
+           w->slot[block - w->first] != BSST_SLOT_NONE;
 }
 
 /* The part of the request's memory that is written to @offset. */
@@ -171,8 +175,8 @@ static void bsst_write_drop_slots(BsstWrite *w)
     unsigned i;
 
     for (i = 0; i < w->n; i++) {
-        if (w->claim[i].kind == BSST_PAGE_SLOT) {
-            bsst_slot_unref(s->store, &w->claim[i].slot, 1);
+        if (w->slot[i] != BSST_SLOT_NONE) {
+            bsst_slot_unref(s->store, &w->slot[i], 1);
             w->claim[i].kind = BSST_PAGE_PRESENT;
             w->slot[i] = BSST_SLOT_NONE;
         }
@@ -180,39 +184,51 @@ static void bsst_write_drop_slots(BsstWrite *w)
     w->slots = 0;
 }
 
+/* Find out for each whole block where its data are. */
 static void coroutine_fn bsst_write_claim(BsstWrite *w)
 {
     BDRVBsstState *s = w->bs->opaque;
     size_t qiov_offset = bsst_write_qiov_offset(w, bsst_block_offset(w->first));
+    BsstPager *pager = w->pager;
+    bool tesseract = pager && qatomic_read(&pager->tesseract);
     unsigned i;
+    int ret = 0;
 
-    if (w->pager) {
+    if (pager) {
         bsst_qiov_pages(w->qiov, qiov_offset, w->page, w->n);
-        if (qatomic_read(&w->pager->tesseract)) {
-            w->pager->ops->claim(w->pager, w->page, w->claim, w->n);
-            return;
+    }
+    if (tesseract && pager->ops->claim_slots(pager, w->page, w->slot, w->n)) {
+        w->slots = w->n;
+        return;
+    }
+    if (tesseract) {
+        pager->ops->claim(pager, w->page, w->claim, w->n);
+    } else {
+        for (i = 0; i < w->n; i++) {
+            w->claim[i].kind = BSST_PAGE_PRESENT;
+        }
+        if (pager) {
+            bsst_write_load(w);
+        } else if (s->test_seed) {
+            ret = bsst_write_test_indirect(w);
         }
     }
-    for (i = 0; i < w->n; i++) {
-        w->claim[i].kind = BSST_PAGE_PRESENT;
-    }
-    if (w->pager) {
-        bsst_write_load(w);
-    } else if (s->test_seed && bsst_write_test_indirect(w) < 0) {
+    bsst_write_count(w);
+    if (ret < 0) {
         bsst_write_drop_slots(w);
     }
 }
 
 /*
- * Find out for each whole block where its data are.  Afterwards each claim of
- * kind SLOT owns a slot reference, and there are none unless the image is
- * guarded (B6).
+ * Where are the data?  Afterwards we own a reference of each slot that the map
+ * will name, and there are none unless the image is guarded (B6).
  */
 static void coroutine_fn GRAPH_RDLOCK bsst_write_plan(BsstWrite *w)
 {
+    BDRVBsstState *s = w->bs->opaque;
+
     bsst_write_claim(w);
-    bsst_write_count(w);
-    if (w->slots && bsst_co_guard(w->bs) < 0) {
+    if (w->slots && !bsst_is_guarded(s) && bsst_co_guard(w->bs) < 0) {
         w->loaded = w->slots;
         bsst_write_drop_slots(w);
     }
@@ -375,7 +391,7 @@ static void bsst_write_notify(BsstWrite *w)
     unsigned i, k = 0;
 
     for (i = 0; i < w->n; i++) {
-        if (w->claim[i].kind == BSST_PAGE_SLOT) {
+        if (w->slot[i] != BSST_SLOT_NONE) {
             w->page[k++] = w->page[i];
         }
     }

@@ -190,6 +190,29 @@ static void pager_claim(BsstPager *pager, void *const *addr,
     }
 }
 
+static bool pager_claim_slots(BsstPager *pager, void *const *addr,
+                              BsstSlot *slot, unsigned n)
+{
+    Pager *p = container_of(pager, Pager, base);
+    const PagerRegion *region = NULL;
+    uint64_t page;
+
+    QEMU_LOCK_GUARD(&p->lock);
+    for (unsigned i = 0; i < n; i++) {
+        if (!lookup_next(p, &region, addr[i], &page) ||
+            !(page_state(&p->pages, page) == PAGE_SWAPPED ||
+              page_state(&p->pages, page) == PAGE_LOADING)) {
+            return false;
+        }
+        slot[i] = page_ref(&p->pages, page);
+        /* If this fails, the caller claims the page in the other way now. */
+        page_set_flag(&p->pages, page, PAGE_FLAG_INTERCEPTED);
+    }
+    p->n.intercepted += n;
+    bsst_slot_ref(p->store, slot, n);       /* P4: still under the page lock */
+    return true;
+}
+
 static void pager_release_claims(BsstPager *pager, const BsstPageClaim *claim,
                                  unsigned n)
 {
@@ -228,6 +251,7 @@ static void pager_free(BsstPager *pager);
 
 static const BsstPagerOps pager_ops = {
     .claim = pager_claim,
+    .claim_slots = pager_claim_slots,
     .release = pager_release_claims,
     .absent = pager_absent,
     .co_admit = pager_co_admit,

@@ -49,6 +49,14 @@ typedef struct BsstPagerOps {
                   unsigned n);
 
     /*
+     * The same, but only if the content of all the pages is in slots: these
+     * are in @slot then, with a reference of each.  Returns false if not, and
+     * nothing was claimed.
+     */
+    bool (*claim_slots)(BsstPager *pager, void *const *page, BsstSlot *slot,
+                        unsigned n);
+
+    /*
      * Give up the claimed buffers.  A slot's reference belongs to the caller,
      * who may keep or drop it.
      */

@@ -91,6 +91,23 @@ static void fake_claim(BsstPager *pager, void *const *page,
     }
 }
 
+static bool fake_claim_slots(BsstPager *pager, void *const *page,
+                             BsstSlot *slot, unsigned n)
+{
+    FakePager *p = fake(pager);
+    unsigned i, k;
+
+    for (k = 0; k < n; k++) {
+        slot[k] = 12345;            /* may be anything if this fails */
+        if (!page_index(p, page[k], &i) || p->kind[i] != BSST_PAGE_SLOT) {
+            return false;
+        }
+        slot[k] = p->slot[i];
+    }
+    bsst_slot_ref(p->store, slot, n);
+    return true;
+}
+
 static void fake_release(BsstPager *pager, const BsstPageClaim *claim,
                          unsigned n)
 {
@@ -165,6 +182,7 @@ static void fake_free(BsstPager *pager)
 
 static const BsstPagerOps fake_ops = {
     .claim = fake_claim,
+    .claim_slots = fake_claim_slots,
     .release = fake_release,
     .absent = fake_absent,
     .co_admit = fake_co_admit,
