@@ -334,6 +334,64 @@ static void test_claim(Fixture *f)
     check_slots(f, 0);
 }
 
+/*
+ * Claim @n pages from @page on if all are in slots.  @extra is one more, which
+ * may be NULL.
+ */
+static bool claim_slots(Fixture *f, uint64_t page, unsigned n,
+                        void *const *extra)
+{
+    g_autofree void **addr = g_new(void *, n + 1);
+    g_autofree BsstSlot *slot = g_new(BsstSlot, n + 1);
+    bool ok;
+
+    for (unsigned i = 0; i < n; i++) {
+        addr[i] = page_at(f, page + i);
+    }
+    if (extra) {
+        addr[n] = *extra;
+    }
+    ok = f->p->base.ops->claim_slots(&f->p->base, addr, slot, n + !!extra);
+    for (unsigned i = 0; ok && i < n + !!extra; i++) {
+        BsstPageClaim c = { .kind = BSST_PAGE_SLOT, .slot = slot[i] };
+        uint64_t at = addr[i] - (void *)f->mem;
+
+        check_claim(f, &c, PAGES(at), 1);
+        release(f, &c);
+    }
+    return ok;
+}
+
+/* All or nothing: a claim that fails takes no reference. */
+static void test_claim_slots(Fixture *f)
+{
+    uint64_t quarter = f->npages / 4, i;
+    void *const none = NULL;
+
+    for (i = 0; i < f->npages; i++) {
+        if (i / quarter != 2) {
+            put(f, i, 1);
+        }
+    }
+    evict(f, 0, quarter, true);
+    evict(f, quarter, quarter, false);
+    g_assert(claim_slots(f, 0, 0, NULL));
+    g_assert(claim_slots(f, 0, quarter, NULL));
+    g_assert_cmpuint(f->p->n.intercepted, ==, quarter);
+    g_assert(!claim_slots(f, 0, quarter, &none));
+    for (i = quarter; i < f->npages; i += quarter) {
+        void *other = page_at(f, i);
+
+        g_assert(!claim_slots(f, 0, quarter, &other));
+        g_assert(!claim_slots(f, i - 1, 2, NULL));
+    }
+    g_assert_cmpuint(f->p->n.intercepted, ==, quarter);
+    check_slots(f, quarter);
+    check_all(f);
+    bring_all_back(f);
+    check_slots(f, 0);
+}
+
 /* Claims at any moment, WRITING and LOADING included. */
 static void test_claim_under_load(Fixture *f)
 {
@@ -357,6 +415,7 @@ static void test_claim_under_load(Fixture *f)
         loading += before == PAGE_LOADING && after == PAGE_LOADING;
         check_claim(f, &c, page, 1);
         release(f, &c);
+        claim_slots(f, page & ~3ull, 4, NULL);
         if (n % 64 == 0) {
             aio_poll(qemu_get_aio_context(), false);
         }
@@ -762,6 +821,7 @@ static const Case test_case[] = {
     { "/pager/off-and-on", test_off_and_on,
       { 64 * MiB, 256 * MiB, "io_uring" } },
     { "/pager/claim/states", test_claim, { 4 * MiB, 64 * MiB } },
+    { "/pager/claim/slots", test_claim_slots, { 4 * MiB, 64 * MiB } },
     { "/pager/claim/load", test_claim_under_load, { 64 * MiB, 256 * MiB } },
     { "/pager/install/states", test_install, { 4 * MiB, 64 * MiB } },
     { "/pager/install/load", test_install_under_load,
