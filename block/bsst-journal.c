@@ -226,7 +226,6 @@ static void coroutine_fn commit_begin(BsstCommit *c, BsstImage *image)
         /* a pause for those who wait for the map */
     }
     sort_blocks(c->checksums);
-    assert(!c->records->len || image->entry.in_use); /* J10 */
 }
 
 static void commit_end(BsstCommit *c)
@@ -657,20 +656,22 @@ static int coroutine_fn table_co_write(BsstImage *image,
     }
     if (ret == 0) {
         image->entry = *e;
-        qatomic_set(&image->entry_in_doubt, false);
+        image->entry_in_doubt = false;
     }
     return journal_error(j, ret);
 }
 
 /* J10: a removal that has failed may have reached the disk. */
-static int coroutine_fn table_co_restore(BsstImage *image)
+static int coroutine_fn table_co_restore(BsstCommit *c)
 {
+    BsstImage *image = c->image;
     BsstImageEntry e;
 
-    if (!qatomic_read(&image->entry_in_doubt)) {
+    QEMU_LOCK_GUARD(&image->journal->table_lock);
+    assert(!c->records->len || image->entry.in_use);
+    if (!image->entry_in_doubt) {
         return 0;
     }
-    QEMU_LOCK_GUARD(&image->journal->table_lock);
     e = image->entry;
     return table_co_write(image, &e);
 }
@@ -725,7 +726,7 @@ static int coroutine_fn image_co_round(BsstImage *image, BsstDataFlush *flush,
         return flush(opaque);
     }
     commit_begin(&c, image);
-    ret = table_co_restore(image);
+    ret = table_co_restore(&c);
     if (ret == 0) {
         ret = commit_co_sync(&c, flush, opaque);
     }
@@ -875,7 +876,7 @@ static int coroutine_fn table_co_remove(BsstImage *image)
         j->retired[image->index] = true;
         return 0;
     }
-    qatomic_set(&image->entry_in_doubt, true);
+    image->entry_in_doubt = true;
     QEMU_LOCK_GUARD(&image->lock);
     image->failed = true;
     return ret;

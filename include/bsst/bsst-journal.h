@@ -62,7 +62,7 @@ typedef struct BsstImage {
 
     /* The rest is private to bsst-journal.c */
     bool failed;                /* a flush has more to do than changes; lock */
-    bool entry_in_doubt;        /* it may be gone; atomic */
+    bool entry_in_doubt;        /* it may be gone; the journal's table_lock */
     CoMutex round_lock;
     uint64_t rounds_begun;      /* written under round_lock, read atomically */
     uint64_t round_done;        /* the last one that succeeded; round_lock */
