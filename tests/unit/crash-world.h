@@ -62,6 +62,7 @@ bool crash_journal_background(BsstJournal *j);
 typedef struct Params {
     unsigned nimages, nblocks, npages, nslots, nplaces, journal_blocks;
     bool final_flush_errors;
+    bool tight;                 /* a checkpoint may not fit: flushes may fail */
     Bug bug;
 } Params;
 

@@ -298,6 +298,7 @@ static void history_init(History *h, uint32_t seed, Bug bug)
         .nplaces = g_rand_int_range(rand, 1, MAX_IMAGES + 2),
         .journal_blocks = g_rand_int_range(rand, 2, 12),
         .final_flush_errors = g_rand_int_range(rand, 0, 4) == 0,
+        .tight = g_rand_int_range(rand, 0, 6) == 0,
         .bug = bug,
     };
     h->ops = g_array_new(false, false, sizeof(Op));
@@ -481,6 +482,44 @@ static void test_bite(gconstpointer opaque)
     g_test_fail();
 }
 
+/* J6: no mixture of a block and of a scrub is a block. */
+static void test_scrub(void)
+{
+    g_autoptr(GRand) rand = g_rand_new_with_seed(env_number("BSST_TEST_SEED",
+                                                            1));
+    const size_t bytes = BSST_JOURNAL_BLOCK_BYTES;
+    BsstRecord records[BSST_JOURNAL_RECORDS], got[BSST_JOURNAL_RECORDS];
+    uint8_t block[BSST_JOURNAL_BLOCK_BYTES], mix[BSST_JOURNAL_BLOCK_BYTES];
+    BsstBlockHeader h = { .sequence = 1 }, got_h;
+    unsigned round, mask, i, n, got_n;
+    uint64_t checksum;
+
+    for (round = 0; round < 200; round++) {
+        n = g_rand_int_range(rand, 1, BSST_JOURNAL_RECORDS + 1);
+        for (i = 0; i < n; i++) {
+            /* The largest numbers look most like a scrub. */
+            records[i] = (BsstRecord) {
+                .block = BSST_MAX_BLOCK - BSST_RECORD_MAX_BLOCKS,
+                .n = BSST_RECORD_MAX_BLOCKS,
+                .slot = BSST_SLOT_NONE,
+            };
+        }
+        h.chain = g_rand_int(rand);
+        bsst_block_encode(&h, records, n, block);
+        for (mask = 0; mask < 1 << BLOCK_SECTORS; mask++) {
+            memcpy(mix, block, bytes);
+            for (i = 0; i < BLOCK_SECTORS; i++) {
+                if (mask & 1 << i) {
+                    memset(mix + i * SECTOR_BYTES, 0xff, SECTOR_BYTES);
+                }
+            }
+            g_assert_cmpint(bsst_block_decode(mix, &h, 1, 1, 1, &got_h, got,
+                                              &got_n, &checksum), ==,
+                            mask ? BSST_BLOCK_END : BSST_BLOCK_VALID);
+        }
+    }
+}
+
 static void on_abort(int signal_number)
 {
     char text[80];
@@ -503,6 +542,7 @@ int main(int argc, char **argv)
     sigaction(SIGABRT, &action, NULL);
 
     g_test_init(&argc, &argv, NULL);
+    g_test_add_func("/bsst-crash/scrub", test_scrub);
     g_test_add_func("/bsst-crash/enumerate", test_enumerate);
     for (i = BUG_NONE + 1; i < BUG__MAX; i++) {
         g_autofree char *path = g_strdup_printf("/bsst-crash/bites/%s",
