@@ -2,6 +2,7 @@
  * The journal of a block-swap store: what its files share
  *
  *   bsst-journal.c      the order of all metadata writes and flushes
+ *   bsst-image.c        which images there are; the journal's own life
  *   bsst-checkpoint.c   composes and writes blocks; no flush, no order
  *   bsst-recover.c      reads them all when a store is opened; a new store
  *
@@ -117,6 +118,18 @@ static inline uint64_t bsst_blocks_for(uint64_t records)
     return DIV_ROUND_UP(records, BSST_JOURNAL_RECORDS);
 }
 
+static inline bool bsst_journal_is_dead(BsstJournal *j)
+{
+    return j->read_only || qatomic_read(&j->failed);
+}
+
+static inline void bsst_journal_add_weight(BsstJournal *j, uint64_t before,
+                                           uint64_t after)
+{
+    QEMU_LOCK_GUARD(&j->lock);
+    j->weight += after - before;
+}
+
 /* bsst-checkpoint.c */
 
 /* Encodes blocks one behind the other into an area, and writes them. */
@@ -183,6 +196,23 @@ int coroutine_fn bsst_journal_co_write_entry(BsstJournal *j, uint32_t index,
                                              const BsstImageEntry *e);
 
 /* bsst-journal.c */
+
+/* Under append_lock, or when there is nobody else. */
+void bsst_journal_publish_used(BsstJournal *j);
+
+/*
+ * Let @image's entry be @e, durably; image->entry follows.  Under table_lock.
+ * Returns 0 or -errno; what is on disk is not known then.
+ */
+int coroutine_fn bsst_table_co_write(BsstImage *image, const BsstImageEntry *e);
+
+/*
+ * True if all changes of @image are durable.  A commit in progress may carry
+ * changes that the caller has to wait for.
+ */
+bool coroutine_fn bsst_image_is_quiet(BsstImage *image);
+
+/* bsst-image.c */
 
 BsstJournal *bsst_journal_new(const BsstSuperblock *sb,
                               const BsstJournalIO *io,

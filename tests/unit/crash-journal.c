@@ -37,6 +37,7 @@ static BsstBlockState decode(const uint8_t *buf, const BsstBlockHeader *e,
 #define bsst_block_decode decode
 
 #include "../../block/bsst-checkpoint.c"
+#include "../../block/bsst-image.c"
 #include "../../block/bsst-journal.c"
 #include "../../block/bsst-recover.c"
 
