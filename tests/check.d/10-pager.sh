@@ -5,6 +5,7 @@
 # without a VM
 set -u
 BUILD=${BUILD:-build}
+export ASAN_OPTIONS=${ASAN_OPTIONS-}:detect_leaks=1
 tests=(test-pager test-pager-errors)
 
 if ! ninja -C "$BUILD" "${tests[@]/#/tests/unit/}" >"$BUILD/test-pager.log" \

@@ -4,6 +4,7 @@
 # The block driver against a pager that is made up
 set -u
 BUILD=${BUILD:-build}
+export ASAN_OPTIONS=${ASAN_OPTIONS-}:detect_leaks=1
 
 if ! ninja -C "$BUILD" tests/unit/test-bsst-driver \
         >"$BUILD/test-bsst-driver.log" 2>&1; then
