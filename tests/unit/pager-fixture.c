@@ -156,7 +156,7 @@ uint64_t word(uint64_t page, uint64_t gen, unsigned i)
 void fill(uint64_t *buf, uint64_t page, uint64_t gen)
 {
     for (unsigned i = 0; i < WORDS; i++) {
-        buf[i] = word(page, gen, i);
+        qatomic_set(&buf[i], word(page, gen, i));   /* others may look */
     }
 }
 

@@ -172,6 +172,7 @@ static void touch_under_limit(Fixture *f, uint64_t limit_bytes,
     Toucher t[4];
     int64_t end = g_get_monotonic_time() + seconds * 1000000ll;
     uint64_t touches;
+    PagerCounters n;
 
     pager_set_limit(f->p, limit_bytes);
     start_touchers(f, t, ARRAY_SIZE(t), 40, &stop);
@@ -183,11 +184,14 @@ static void touch_under_limit(Fixture *f, uint64_t limit_bytes,
     }
     qatomic_set(&stop, true);
     touches = join_touchers(t, ARRAY_SIZE(t));
+    WITH_QEMU_LOCK_GUARD(&f->p->lock) {
+        n = f->p->n;
+    }
     g_test_message("limit %" PRIu64 " pages: peak %" PRIu64 ", above by more "
                    "than 1 %% for at most %" PRId64 " ms; %" PRIu64 " touches, "
                    "%" PRIu64 " pages out, %" PRIu64 " in", PAGES(limit_bytes),
-                   e.peak, e.longest_us / 1000, touches, f->p->n.swap_outs,
-                   f->p->n.swap_ins);
+                   e.peak, e.longest_us / 1000, touches, n.swap_outs,
+                   n.swap_ins);
     g_assert_cmpint(e.longest_us, <, 1000000 * slower);
     g_assert(qatomic_read(&f->p->base.armed));
     check_all(f);
@@ -396,15 +400,18 @@ static void test_claim_slots(Fixture *f)
 static void test_claim_under_load(Fixture *f)
 {
     uint64_t kinds[BSST_PAGE_ZERO + 1] = { 0 }, writing = 0, loading = 0;
-    int64_t end = g_get_monotonic_time() + load_seconds * 1000000ll;
     GRand *rand = g_rand_new_with_seed(seed);
     bool stop = false;
     Toucher t[3];
+    int64_t end;
 
     put_all(f, 1);
     pager_set_limit(f->p, f->npages * BSST_PAGE_SIZE / 2);
     start_touchers(f, t, ARRAY_SIZE(t), 0, &stop);
-    for (uint64_t n = 0; g_get_monotonic_time() < end; n++) {
+    end = g_get_monotonic_time() + load_seconds * 1000000ll;
+    for (uint64_t n = 0; g_get_monotonic_time() < end ||
+         !kinds[BSST_PAGE_PRESENT] || !kinds[BSST_PAGE_SLOT] ||
+         !kinds[BSST_PAGE_BUFFER]; n++) {
         uint64_t page = g_rand_int_range(rand, 0, f->npages);
         PageState before = state_of(f, page);
         BsstPageClaim c = claim(f, page);
@@ -428,9 +435,6 @@ static void test_claim_under_load(Fixture *f)
                    PRIu64 " zero", kinds[BSST_PAGE_PRESENT],
                    kinds[BSST_PAGE_SLOT], loading, kinds[BSST_PAGE_BUFFER],
                    writing, kinds[BSST_PAGE_ZERO]);
-    g_assert_cmpuint(kinds[BSST_PAGE_PRESENT], >, 0);
-    g_assert_cmpuint(kinds[BSST_PAGE_SLOT], >, 0);
-    g_assert_cmpuint(kinds[BSST_PAGE_BUFFER], >, 0);
     g_assert_cmpuint(kinds[BSST_PAGE_ZERO], ==, 0);
     check_all(f);
 }
@@ -488,7 +492,7 @@ static void test_install_under_load(Fixture *f)
         qemu_thread_create(&t[i].thread, "toucher", toucher_run, &t[i],
                            QEMU_THREAD_JOINABLE);
     }
-    while (g_get_monotonic_time() < end) {
+    while (g_get_monotonic_time() < end || !installed) {
         uint64_t page = g_rand_int_range(rand, 0, f->npages / 3) * 3 + 2;
 
         fill(buf, page, f->gen[page] + 1);
@@ -504,7 +508,6 @@ static void test_install_under_load(Fixture *f)
     qatomic_set(&stop, true);
     join_touchers(t, ARRAY_SIZE(t));
     g_test_message("%" PRIu64 " installed", installed);
-    g_assert_cmpuint(installed, >, 0);
     check_all(f);
     g_rand_free(rand);
     qemu_vfree(buf);
