@@ -1,10 +1,10 @@
 /*
- * bsst block driver: from the store back into the image, and the guard
+ * bsst block driver: from the store back into the image; flush, and the end
  *
- * Until there is a journal nothing names the indirections but our memory.  So
- * a flush copies them into the image first, and so do close, inactivation and
- * reopening read-only.  The guard is set before the first indirection and
- * stays until the image is complete again at one of the latter three.
+ * A flush leaves the indirections where they are: the journal makes them
+ * durable.  What is copied into the image is a block that is written in part,
+ * and, with drain-on-close, everything when the image is closed, becomes
+ * inactive or read-only.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -15,9 +15,11 @@
 #include "block/aio_task.h"
 #include "block/block_int.h"
 #include "bsst-int.h"
-#include "bsst/qcow2-guard.h"
+#include "qemu/error-report.h"
 #include "qemu/lockable.h"
 #include "qemu/memalign.h"
+#include "qemu/timer.h"
+#include "qemu/units.h"
 #include "trace.h"
 
 /* Read the @n blocks whose slots are @slot[], which are all set, into @buf. */
@@ -43,22 +45,34 @@ static int coroutine_fn bsst_co_read_slots(BDRVBsstState *s,
     return 0;
 }
 
-/* Copy the @n blocks from @block on, which are all indirected. */
+/* A drain that takes longer tells how far it is, this often. */
+#define PROGRESS_NS     (3 * NANOSECONDS_PER_SECOND)
+
+/*
+ * Copy the @n blocks from @block on, which are all indirected.  (The image may
+ * end within the last of them if it shrank just before a crash.)
+ */
 static int coroutine_fn GRAPH_RDLOCK
 bsst_co_copy_run(BlockDriverState *bs, uint64_t block, const BsstSlot *slot,
                  unsigned n)
 {
     BDRVBsstState *s = bs->opaque;
-    int64_t bytes = (int64_t)n * BSST_PAGE_SIZE;
-    void *buf = bsst_store_buffer(s->store, bytes);
+    int64_t length = bdrv_co_getlength(bs->file->bs);
+    int64_t offset = bsst_block_offset(block);
+    void *buf;
     int ret;
 
+    if (length < 0) {
+        return length;
+    }
+    buf = bsst_store_buffer(s->store, (size_t)n * BSST_PAGE_SIZE);
     if (!buf) {
         return -ENOMEM;
     }
     ret = bsst_co_read_slots(s, slot, n, buf);
     if (ret == 0) {
-        ret = bdrv_co_pwrite(bs->file, bsst_block_offset(block), bytes, buf,
+        ret = bdrv_co_pwrite(bs->file, offset,
+                             MIN(bsst_block_offset(n), length - offset), buf,
                              0);
     }
     qemu_vfree(buf);
@@ -78,9 +92,9 @@ bsst_co_copy_out(BlockDriverState *bs, uint64_t block, unsigned n)
     unsigned i, first;
 
     assert(n <= BSST_CHUNK_BLOCKS);
-    WITH_QEMU_LOCK_GUARD(&s->lock) {
+    WITH_QEMU_LOCK_GUARD(&s->image->lock) {
         for (i = 0; i < n; i++) {
-            slot[i] = indirect_map_lookup(s->map, block + i);
+            slot[i] = indirect_map_lookup(bsst_map(s), block + i);
         }
     }
 
@@ -153,19 +167,36 @@ static int coroutine_fn GRAPH_RDLOCK bsst_co_drain_task(AioTask *task)
     return bsst_co_drain_chunk(t->bs, t->block, t->n);
 }
 
-int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs)
+static void bsst_drain_progress(BlockDriverState *bs, size_t all,
+                                int64_t *next_ns)
 {
     BDRVBsstState *s = bs->opaque;
+    size_t left = qatomic_read(&s->map_count);
+
+    if (get_clock() >= *next_ns) {
+        *next_ns = get_clock() + PROGRESS_NS;
+        info_report("bsst: copying from the block-swap store into '%s': %zu "
+                    "of %zu MiB left", bs->file->bs->filename,
+                    left * BSST_PAGE_SIZE / MiB, all * BSST_PAGE_SIZE / MiB);
+    }
+}
+
+int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs, bool progress)
+{
+    BDRVBsstState *s = bs->opaque;
+    size_t all = qatomic_read(&s->map_count);
+    int64_t next_ns = progress ? get_clock() + PROGRESS_NS : INT64_MAX;
     AioTaskPool *pool;
     uint64_t block = 0;
     unsigned n;
     int ret;
 
-    if (!qatomic_read(&s->map_count)) {
-        return 0;
+    ret = bsst_co_attach_if_mapped(bs);
+    if (ret < 0 || !all) {
+        return ret;
     }
 
-    trace_bsst_drain_begin(bs, qatomic_read(&s->map_count));
+    trace_bsst_drain_begin(bs, all);
     stat64_add(&s->drains, 1);
     pool = aio_task_pool_new(BSST_PARALLEL);
     while (aio_task_pool_status(pool) == 0 &&
@@ -180,6 +211,7 @@ int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs)
         };
         aio_task_pool_start_task(pool, &t->task);
         block += n;
+        bsst_drain_progress(bs, all, &next_ns);
     }
     aio_task_pool_wait_all(pool);
     ret = aio_task_pool_status(pool);
@@ -188,64 +220,46 @@ int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs)
     return ret;
 }
 
+static int coroutine_fn bsst_co_flush_image(void *opaque)
+{
+    BlockDriverState *bs = opaque;
+
+    /* The caller of bsst_image_co_flush() holds the graph lock. */
+    assume_graph_lock();
+    return bdrv_co_flush(bs->file->bs);
+}
+
 int coroutine_fn GRAPH_RDLOCK bsst_co_flush(BlockDriverState *bs)
 {
-    int ret = bsst_co_drain(bs);
-
-    return ret < 0 ? ret : bdrv_co_flush(bs->file->bs);
-}
-
-int coroutine_fn GRAPH_RDLOCK bsst_co_guard(BlockDriverState *bs)
-{
     BDRVBsstState *s = bs->opaque;
-    int ret;
+    int ret = bsst_image_co_flush(s->image, bsst_co_flush_image, bs);
 
-    if (bsst_is_guarded(s)) {
-        return 0;
-    }
-
-    QEMU_LOCK_GUARD(&s->guard_lock);
-    if (s->guarded) {
-        return 0;
-    }
-    ret = qcow2_co_set_bsst_guard(bdrv_skip_filters(bs->file->bs),
-                                  bsst_store_uuid(s->store), 0);
-    trace_bsst_guard(bs, true, ret);
-    if (ret == 0) {
-        qatomic_store_release(&s->guarded, true);
+    if (qatomic_read(&s->map_held)) {
+        QEMU_LOCK_GUARD(&s->image->lock);
+        bsst_map_publish_locked(s);
     }
     return ret;
 }
 
-static int coroutine_fn GRAPH_RDLOCK bsst_co_settle(BlockDriverState *bs)
+static int coroutine_fn GRAPH_RDLOCK bsst_co_settle(BlockDriverState *bs,
+                                                    bool *flushed)
 {
     BDRVBsstState *s = bs->opaque;
-    int ret;
+    int drain_ret = s->drain_on_close ? bsst_co_drain(bs, true) : 0;
+    int ret = bsst_co_flush(bs);
 
-    if (!qatomic_read(&s->map_count) && !qatomic_read(&s->guarded)) {
-        return 0;
+    *flushed = ret == 0;
+    if (ret == 0 && !qatomic_read(&s->map_count)) {
+        ret = bsst_co_unguard(bs);
     }
-
-    ret = bsst_co_flush(bs);
-    if (ret < 0) {
-        return ret;
-    }
-
-    QEMU_LOCK_GUARD(&s->guard_lock);
-    if (!s->guarded) {
-        return 0;
-    }
-    assert(!qatomic_read(&s->map_count)); /* B6 */
-    ret = qcow2_co_clear_bsst_guard(bdrv_skip_filters(bs->file->bs));
-    trace_bsst_guard(bs, false, ret);
-    if (ret == 0) {
-        qatomic_set(&s->guarded, false);
-    }
-    return ret;
+    /* Whoever copies the image from now on may get all of it. */
+    qatomic_set(&s->attached, false);
+    return ret ?: drain_ret;
 }
 
 typedef struct BsstSettle {
     BlockDriverState *bs;
+    bool flushed;
     int ret;
 } BsstSettle;
 
@@ -254,11 +268,11 @@ static void coroutine_fn bsst_co_settle_entry(void *opaque)
     BsstSettle *data = opaque;
 
     GRAPH_RDLOCK_GUARD();
-    data->ret = bsst_co_settle(data->bs);
+    data->ret = bsst_co_settle(data->bs, &data->flushed);
     aio_wait_kick();
 }
 
-int bsst_settle(BlockDriverState *bs)
+int bsst_settle(BlockDriverState *bs, bool *flushed)
 {
     BsstSettle data = { .bs = bs, .ret = -EINPROGRESS };
 
@@ -266,5 +280,8 @@ int bsst_settle(BlockDriverState *bs)
     aio_co_enter(bdrv_get_aio_context(bs),
                  qemu_coroutine_create(bsst_co_settle_entry, &data));
     AIO_WAIT_WHILE(NULL, qatomic_read(&data.ret) == -EINPROGRESS);
+    if (flushed) {
+        *flushed = data.flushed;
+    }
     return data.ret;
 }

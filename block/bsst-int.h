@@ -2,10 +2,11 @@
  * bsst block driver: what its files share
  *
  *   bsst.c         driver table, open and close, permissions, pass-through
+ *   bsst-attach.c  which image of the store this is; its guard
  *   bsst-track.c   which requests are in flight, and the map's changes
  *   bsst-write.c   write, write zeroes, discard, truncate
  *   bsst-read.c    read, block status
- *   bsst-drain.c   from the store into the image: copy-up, flush, guard
+ *   bsst-drain.c   from the store into the image: copy-up, drain; flush, end
  *   bsst-qmp.c     query-bsst
  *
  * A block is *indirected* while the map names a slot of the store for it: the
@@ -20,28 +21,43 @@
  *   B2  A map entry changes only under the lock, by the tracked request that
  *       covers its block.  So that request may rely on the entry without the
  *       lock and without a slot reference of its own; readers need both.
+ *       (Entries beyond the image's end, which no request covers, are removed
+ *       when the image is attached.)
  *   B3  An entry is inserted after all parts of its write request have
  *       succeeded, and removed after the image holds content that is at least
  *       as new (for a discard: zeroes).  If a request fails, its entries stay
  *       as they were.
- *   B4  The map owns one reference of the slot of each entry.
+ *   B4  The map owns one reference of the slot of each entry; and one of each
+ *       slot that left it, as long as a crash could bring the entry back
+ *       (durable-map.h).  The latter is why only bsst_image_set_locked()
+ *       and the journal may say which references are dropped.
  *   B5  Only whole blocks of the image are indirected.
- *   B6  While the map is not empty the image's guard is durable (images that
- *       cannot carry one excepted), and we hold write permission on it.
+ *   B6  While the map is not empty, or the journal has entries of the image,
+ *       the image's guard is durable (images that cannot carry one excepted).
+ *       While the map of a writable node is not empty we hold write
+ *       permission on the image.
  *   B7  Store I/O uses private memory only.
+ *   B8  Before anything changes in an image that has, or gets, entries, it is
+ *       *attached*: its generation, in its header and in the store, has grown
+ *       since it was opened, so that every copy of it from before is known to
+ *       be outdated.
+ *
+ * Flush: the journal takes a snapshot of the map, under the lock, and then
+ * flushes the image.  By B3 the image's data of every entry that the snapshot
+ * lacks have been written before, so that flush covers them.
  *
  * Why a drain never brings old data back: it is tracked, so by B1 no write,
  * zeroing, discard or truncation of its blocks is in flight while it copies
- * them, and what it copies is the newest content by B2 and B3.  A flush
- * copies every entry that exists when it starts; entries made meanwhile
- * belong to writes that had not completed, which the flush need not cover.
+ * them, and what it copies is the newest content by B2 and B3.  It copies
+ * every entry that exists when it starts.
  *
  * Reads are not tracked.  A read decides once, under the lock, for each block
  * where to read it, and holds the slots.  Whatever changes later was done by a
  * request that was in flight together with the read: either order is legal.
  *
- * Locks: guard_lock, then lock.  No I/O under lock; guard_lock is held across
- * the I/O that changes the guard.
+ * Locks: guard_lock, then the journal's, then the lock of the image (of its
+ * BsstImage), which protects the map and the list of requests.  No I/O under
+ * the latter; guard_lock is held across the I/O that changes the guard.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -54,8 +70,8 @@
 #include "block/block_int.h"
 #include "block/reqlist.h"
 #include "bsst/bsst-store.h"
-#include "bsst/indirect-map.h"
 #include "bsst/latency.h"
+#include "bsst/qcow2-guard.h"
 #include "qemu/coroutine.h"
 #include "qemu/stats64.h"
 
@@ -76,23 +92,32 @@ typedef enum BsstRemoveCause {
 typedef struct BDRVBsstState {
     /* Set once */
     BsstStore *store;
+    BsstImage *image;           /* of the store's journal; has lock and map */
     bool can_guard;
+    bool drain_on_close;
     uint64_t test_seed;
     Error *migration_blocker;
 
-    /* Under lock */
-    CoMutex lock;
-    IndirectMap *map;
+    /* Under image->lock */
     BlockReqList reqs;          /* the tracked requests */
     CoQueue no_direct;          /* woken when the last direct request ends */
 
-    /* Written under guard_lock, read atomically */
+    /* Main thread */
+    bool frozen;                /* about to become read-only */
+
+    /* Under guard_lock; guarded and attached are also read atomically */
     CoMutex guard_lock;
-    bool guarded;
+    bool guarded;               /* the image's header has the guard */
+    bool attached;              /* B8 holds */
+    bool guard_warned;
+    uint64_t generation;        /* what the image's header says */
+
+    /* Atomic, written under image->lock */
+    size_t map_count;           /* entries of the map */
+    size_t map_bytes;           /* memory of the map */
+    size_t map_held;            /* slots that have left it and are held */
 
     /* Atomic */
-    size_t map_count;           /* entries of map, written under lock */
-    size_t map_bytes;           /* memory of map, written under lock */
     unsigned direct;            /* direct requests in flight */
     unsigned tracked;           /* tracked requests in flight or waiting */
 
@@ -134,6 +159,50 @@ static inline int64_t bsst_block_offset(uint64_t block)
     return block << BSST_PAGE_BITS;
 }
 
+/* What the guest sees; under image->lock. */
+static inline const IndirectMap *bsst_map(const BDRVBsstState *s)
+{
+    return durable_map_current(s->image->map);
+}
+
+/* bsst-attach.c */
+
+/*
+ * Find out which image of the store @image is: set s->image, s->can_guard,
+ * s->guarded and s->generation.  Returns false and sets @errp if it must not
+ * be used with this store.
+ */
+bool GRAPH_RDLOCK bsst_find_image(BDRVBsstState *s, BlockDriverState *image,
+                                  BsstRawImage raw_image, Error **errp);
+
+/*
+ * The node is done with s->image: forget it if it was never used, or has been
+ * drained.  Main thread, not in a coroutine.
+ */
+void bsst_leave_image(BDRVBsstState *s);
+
+/* Make B6 and B8 hold, before a change of an image that has or gets entries. */
+int coroutine_fn GRAPH_RDLOCK bsst_co_attach(BlockDriverState *bs);
+
+/* B6 and B8 hold. */
+static inline bool bsst_is_attached(BDRVBsstState *s)
+{
+    return qatomic_load_acquire(&s->attached);
+}
+
+/* Make them hold before any other change. */
+static inline int coroutine_fn GRAPH_RDLOCK
+bsst_co_attach_if_mapped(BlockDriverState *bs)
+{
+    BDRVBsstState *s = bs->opaque;
+
+    return !bsst_is_attached(s) && qatomic_read(&s->map_count)
+           ? bsst_co_attach(bs) : 0;
+}
+
+/* Take the guard away from an image without entries, current or durable. */
+int coroutine_fn GRAPH_RDLOCK bsst_co_unguard(BlockDriverState *bs);
+
 /* bsst-track.c */
 
 /*
@@ -161,10 +230,13 @@ BsstSlot coroutine_fn bsst_map_lookup(BDRVBsstState *s, uint64_t block);
 bool coroutine_fn bsst_map_next_run(BDRVBsstState *s, uint64_t *block,
                                     unsigned *n);
 
+/* Publish figures of the map, for those who do not take the lock. */
+void bsst_map_publish_locked(BDRVBsstState *s);
+
 /*
  * Let the @n blocks from @block on be held by @slot[]; BSST_SLOT_NONE removes
  * the entry.  Takes over a reference of each slot, and drops those of the
- * slots that were replaced.
+ * slots that were replaced and that no crash can bring back.
  */
 void coroutine_fn bsst_map_update(BlockDriverState *bs, uint64_t block,
                                   const BsstSlot *slot, unsigned n);
@@ -187,26 +259,23 @@ bsst_co_copy_out(BlockDriverState *bs, uint64_t block, unsigned n);
 int coroutine_fn GRAPH_RDLOCK
 bsst_co_copy_up(BlockDriverState *bs, uint64_t block);
 
-/* Copy all blocks that are indirected now; then the image is up to date. */
-int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs);
+/*
+ * Copy all blocks that are indirected now; after a flush the image is up to
+ * date.  @progress is told on stderr if it takes long.
+ */
+int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs,
+                                            bool progress);
 
-/* bdrv_co_flush: drain, then flush the image. */
+/* bdrv_co_flush: image and indirections. */
 int coroutine_fn GRAPH_RDLOCK bsst_co_flush(BlockDriverState *bs);
 
-/* Make B6 hold. */
-int coroutine_fn GRAPH_RDLOCK bsst_co_guard(BlockDriverState *bs);
-
-/* B6 holds. */
-static inline bool bsst_is_guarded(BDRVBsstState *s)
-{
-    return !s->can_guard || qatomic_load_acquire(&s->guarded);
-}
-
 /*
- * Drain, flush, and take the guard away: the image is complete without us.
- * No request is in flight.  Main thread, not in a coroutine.
+ * The end of writing, for now: drain if drain-on-close says so, flush, and take
+ * the guard away if nothing is left in the store.  No request is in flight.
+ * If it fails, *@flushed (or NULL) tells whether all data are safe.  Main
+ * thread, not in a coroutine.
  */
-int bsst_settle(BlockDriverState *bs);
+int bsst_settle(BlockDriverState *bs, bool *flushed);
 
 /* bsst-write.c */
 int coroutine_fn GRAPH_RDLOCK

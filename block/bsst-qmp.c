@@ -16,12 +16,17 @@ static BsstNodeStats *GRAPH_RDLOCK bsst_node_stats(BlockDriverState *bs)
 {
     BDRVBsstState *s = bs->opaque;
     BsstNodeStats *st = g_new0(BsstNodeStats, 1);
+    QemuUUID uuid;
 
     st->node_name = g_strdup(bdrv_get_node_name(bs));
     st->file = g_strdup(bdrv_get_node_name(bs->file->bs));
     st->store = g_strdup(bsst_store_node_name(s->store));
+    memcpy(uuid.data, s->image->entry.uuid, sizeof(uuid.data));
+    st->image = qemu_uuid_unparse_strdup(&uuid);
+    st->drain_on_close = s->drain_on_close;
     st->guarded = qatomic_read(&s->guarded);
     st->indirections = qatomic_read(&s->map_count);
+    st->held_slots = qatomic_read(&s->map_held);
     st->map_bytes = qatomic_read(&s->map_bytes);
     st->made = stat64_get(&s->made);
     st->removed_overwrite = stat64_get(&s->removed[BSST_REMOVE_OVERWRITE]);

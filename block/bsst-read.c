@@ -117,13 +117,13 @@ static void coroutine_fn bsst_read_find_slots(BsstRead *r)
     if (!qatomic_read(&s->map_count)) {
         return;
     }
-    QEMU_LOCK_GUARD(&s->lock);
-    if (indirect_map_extent(s->map, r->first, r->n, &mapped) == r->n &&
+    QEMU_LOCK_GUARD(&s->image->lock);
+    if (indirect_map_extent(bsst_map(s), r->first, r->n, &mapped) == r->n &&
         !mapped) {
         return;
     }
     for (i = 0; i < r->n; i++) {
-        r->block[i].slot = indirect_map_lookup(s->map, r->first + i);
+        r->block[i].slot = indirect_map_lookup(bsst_map(s), r->first + i);
         r->slots += r->block[i].slot != BSST_SLOT_NONE;
     }
     bsst_read_foreach_slot(r, bsst_slot_ref);
@@ -429,8 +429,8 @@ static int64_t coroutine_fn bsst_status_extent(BDRVBsstState *s,
     uint64_t first = bsst_block_down(offset);
     uint64_t n = bsst_block_up(offset + bytes) - first;
 
-    QEMU_LOCK_GUARD(&s->lock);
-    n = indirect_map_extent(s->map, first, n, mapped);
+    QEMU_LOCK_GUARD(&s->image->lock);
+    n = indirect_map_extent(bsst_map(s), first, n, mapped);
     return MIN(bytes, bsst_block_offset(first + n) - offset);
 }
 

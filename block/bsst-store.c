@@ -1,25 +1,32 @@
 /*
  * The block-swap store
  *
- * Owns the slots: allocation, references, checksums, and the I/O on them.
+ * Owns the slots: allocation, references, checksums, and the I/O on them; and
+ * the superblock.  The journal (bsst-journal.c) is opened and closed here, and
+ * does its I/O through us.
  *
  * The store's node is opened, locked and its format resolved through the
- * block layer.  All slot I/O then bypasses the block graph: a swap-in must
- * never wait for the graph lock or a drained section, whose holder may itself
- * be waiting for a swap-in.  This works because
+ * block layer.  All I/O then bypasses the block graph: a swap-in must never
+ * wait for the graph lock or a drained section, whose holder may itself be
+ * waiting for a swap-in.  This works because
  *
  *   S1  the node's mapping is total and never moves while we hold it: we own
  *       the only write permission, share no resize, and never write through
- *       the node after the superblock;
+ *       the node;
  *   S2  a slot's content changes only between its allocation and the moment
  *       its owner shares it: it is immutable while anybody can read it;
  *   S3  a slot is punched or allocated again only when no reference is left.
+ *       What the journal names, or may name, has one (see durable-map.h).
  *
  * Slots that became free keep their space in the file for a while, since most
  * are used again soon; a timer gives larger runs back to the file system.
  *
- * Deliberately absent: any order between slot writes and flushes.  Nothing
- * that the store holds has to survive us, until there is a journal.
+ * References by pages are in memory only.  References by images come back when
+ * the store is opened: the journal knows them, and the table of checksums has
+ * what the slots must contain.
+ *
+ * Deliberately absent: any order between writes and flushes.  That is the
+ * journal's business alone.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -31,10 +38,12 @@
 #include "block/raw-aio.h"
 #include "block/thread-pool.h"
 #include "bsst/bsst-format.h"
+#include "bsst/bsst-journal.h"
 #include "bsst/bsst-store.h"
 #include "bsst/slot-table.h"
 #include "qapi/error.h"
 #include "qapi/qapi-visit-block-core.h"
+#include "qapi/util.h"
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
 #include "qemu/iov.h"
@@ -62,25 +71,40 @@
 #define LOCK_TRIES          40
 #define LOCK_RETRY_US       50000
 
-/* Slots [first, first + n) lie at host_offset of the protocol file. */
-typedef struct SlotExtent {
-    BsstSlot first;
-    uint32_t n;
+/* A journal that is longer than this is worth a checkpoint at the end. */
+#define LONG_JOURNAL_BYTES  (256 * KiB)
+
+/* Checksums are read in pieces of this many bytes. */
+#define CHECKSUMS_BYTES     (1 * MiB)
+
+/*
+ * [first, first + n), in pages of the virtual disk, lies at host_offset of the
+ * protocol file.
+ */
+typedef struct StoreExtent {
+    uint64_t first;
+    uint64_t n;
     uint64_t host_offset;
-} SlotExtent;
+} StoreExtent;
 
 struct BsstStore {
     /* Set once */
     char *node_name;
+    char *filename;
     BlockBackend *blk;
     QemuUUID uuid;
     BlockdevAioOptions aio;
     int fd;
     dev_t dev;
     ino_t ino;
+    bool direct;                        /* fd is past the page cache */
     bool read_only;
-    GArray *extents;                    /* of SlotExtent, by first */
+    GArray *extents;                    /* of StoreExtent, by first */
+    uint64_t slots_page;                /* where in the virtual disk they are */
     QEMUTimer *punch_timer;
+    BsstSuperblock sb;
+    BsstJournalIO journal_io;
+    BsstJournal *journal;
 
     /* Under the BQL */
     unsigned refcnt;
@@ -159,9 +183,10 @@ static bool GRAPH_RDLOCK store_is_blank(BlockDriverState *bs, int64_t bytes)
     return true;
 }
 
-/* Read the superblock, or make one up for a blank image. */
-static bool store_load_superblock(BsstStore *s, BsstSuperblock *sb,
-                                  Error **errp)
+/*
+ * Read the superblock, or make one up for a blank image, which *@blank tells.
+ */
+static bool store_load_superblock(BsstStore *s, bool *blank, Error **errp)
 {
     g_autofree uint8_t *buf = g_malloc0(BSST_SUPERBLOCK_BYTES);
     BlockDriverState *bs = blk_bs(s->blk);
@@ -171,7 +196,7 @@ static bool store_load_superblock(BsstStore *s, BsstSuperblock *sb,
 
     if (bytes < BSST_SUPERBLOCK_BYTES) {
         error_setg(errp, "Node '%s' cannot be a block-swap store: it is too "
-                   "small; make it with at least 2M", s->node_name);
+                   "small; make it with at least 4M", s->node_name);
         return false;
     }
     ret = blk_pread(s->blk, 0, BSST_SUPERBLOCK_BYTES, buf, 0);
@@ -182,47 +207,29 @@ static bool store_load_superblock(BsstStore *s, BsstSuperblock *sb,
     }
 
     bdrv_graph_rdlock_main_loop();
-    if (buffer_is_zero(buf, BSST_SUPERBLOCK_BYTES) &&
-        store_is_blank(bs, bytes)) {
-        reason = bsst_superblock_init(sb, bytes);
-        qemu_uuid_generate(&s->uuid);
-        memcpy(sb->uuid, &s->uuid, sizeof(sb->uuid));
-    } else {
-        reason = bsst_superblock_decode(sb, buf, bytes);
-        memcpy(&s->uuid, sb->uuid, sizeof(sb->uuid));
-    }
+    *blank = buffer_is_zero(buf, BSST_SUPERBLOCK_BYTES) &&
+             store_is_blank(bs, bytes);
     bdrv_graph_rdunlock_main_loop();
+    if (*blank && s->read_only) {
+        error_setg(errp, "Node '%s' is not a block-swap store yet: it is "
+                   "blank; open it with read-only=off once", s->node_name);
+        return false;
+    }
+    if (*blank) {
+        reason = bsst_superblock_init(&s->sb, bytes);
+        qemu_uuid_generate(&s->uuid);
+        memcpy(s->sb.uuid, s->uuid.data, sizeof(s->sb.uuid));
+    } else {
+        reason = bsst_superblock_decode(&s->sb, buf, bytes);
+        memcpy(s->uuid.data, s->sb.uuid, sizeof(s->sb.uuid));
+    }
     if (reason) {
         error_setg(errp, "Node '%s' cannot be a block-swap store: %s; use a "
                    "new file, as in qemu-img create -f qcow2 -o "
                    "preallocation=metadata FILE SIZE", s->node_name, reason);
         return false;
     }
-    return true;
-}
-
-/* The last step of opening: from here on the image is a store. */
-static bool store_save_superblock(BsstStore *s, BsstSuperblock *sb,
-                                  Error **errp)
-{
-    g_autofree uint8_t *buf = g_malloc0(BSST_SUPERBLOCK_BYTES);
-    int ret;
-
-    if (s->read_only) {
-        return true;
-    }
-    sb->generation++;
-    sb->clean = false;
-    bsst_superblock_encode(sb, buf);
-    ret = blk_pwrite(s->blk, 0, BSST_SUPERBLOCK_BYTES, buf, 0);
-    if (ret >= 0) {
-        ret = blk_flush(s->blk);
-    }
-    if (ret < 0) {
-        error_setg_errno(errp, -ret, "Could not write the superblock of the "
-                         "block-swap store '%s'", s->node_name);
-        return false;
-    }
+    s->slots_page = s->sb.slots_offset / BSST_PAGE_SIZE;
     return true;
 }
 
@@ -254,17 +261,16 @@ static bool store_check_protocol(const BsstStore *s, BlockDriverState *bs,
 static bool append_extent(BsstStore *s, uint64_t offset, uint64_t bytes,
                           uint64_t host_offset)
 {
-    SlotExtent e = {
+    StoreExtent e = {
         .first = offset / BSST_PAGE_SIZE,
         .n = bytes / BSST_PAGE_SIZE,
         .host_offset = host_offset,
     };
 
     if (s->extents->len) {
-        SlotExtent *last = &g_array_index(s->extents, SlotExtent,
-                                          s->extents->len - 1);
-        if (last->host_offset + (uint64_t)last->n * BSST_PAGE_SIZE ==
-            host_offset) {
+        StoreExtent *last = &g_array_index(s->extents, StoreExtent,
+                                           s->extents->len - 1);
+        if (last->host_offset + last->n * BSST_PAGE_SIZE == host_offset) {
             last->n += e.n;
             return true;
         }
@@ -273,18 +279,34 @@ static bool append_extent(BsstStore *s, uint64_t offset, uint64_t bytes,
     return host_offset % BSST_PAGE_SIZE == 0 && bytes % BSST_PAGE_SIZE == 0;
 }
 
-/* Resolve slot -> host offset for all slots; find the protocol node. */
-static BlockDriverState *GRAPH_RDLOCK
-store_resolve(BsstStore *s, const BsstSuperblock *sb, Error **errp)
+/* Where the last area of the store ends. */
+static uint64_t store_end(const BsstSuperblock *sb)
+{
+    uint64_t end = sb->slots_offset + (uint64_t)sb->nslots * BSST_PAGE_SIZE;
+
+    end = MAX(end, sb->images_offset +
+                   (uint64_t)sb->nimages * BSST_IMAGE_ENTRY_BYTES);
+    end = MAX(end, sb->checksums_offset + (uint64_t)sb->nslots * 8);
+    end = MAX(end, sb->checkpoint_offset[0] + sb->checkpoint_bytes);
+    end = MAX(end, sb->checkpoint_offset[1] + sb->checkpoint_bytes);
+    end = MAX(end, sb->journal_offset + sb->journal_bytes);
+    return ROUND_UP(end, BSST_PAGE_SIZE);
+}
+
+/*
+ * Resolve all offsets, metadata and slots, to offsets of the host file; find
+ * the protocol node.
+ */
+static BlockDriverState *GRAPH_RDLOCK store_resolve(BsstStore *s, Error **errp)
 {
     BlockDriverState *bs = blk_bs(s->blk), *protocol = NULL, *file;
-    uint64_t end = (uint64_t)sb->nslots * BSST_PAGE_SIZE;
+    uint64_t end = store_end(&s->sb);
     uint64_t offset;
     int64_t n, map;
 
     for (offset = 0; offset < end; offset += n) {
-        int ret = bdrv_block_status(bs, sb->slots_offset + offset,
-                                    MIN(end - offset, GiB), &n, &map, &file);
+        int ret = bdrv_block_status(bs, offset, MIN(end - offset, GiB), &n,
+                                    &map, &file);
         if (ret < 0) {
             error_setg_errno(errp, -ret, "Could not read the mapping of the "
                              "block-swap store '%s'", s->node_name);
@@ -335,7 +357,9 @@ static bool store_open_fd(BsstStore *s, BlockDriverState *protocol,
     if (!strstart(path, "file:", &path)) {
         strstart(path, "host_device:", &path);
     }
+    s->filename = g_strdup(path);
     s->fd = qemu_open(path, flags | O_DIRECT, NULL);
+    s->direct = s->fd >= 0;
     if (s->fd < 0) {
         s->fd = qemu_open(path, flags, errp);
     }
@@ -363,6 +387,9 @@ static bool store_open_fd(BsstStore *s, BlockDriverState *protocol,
 static void store_free(BsstStore *s)
 {
     timer_free(s->punch_timer);
+    if (s->journal) {
+        bsst_journal_free(s->journal);
+    }
     if (s->fd >= 0) {
         qemu_close(s->fd);
     }
@@ -371,6 +398,7 @@ static void store_free(BsstStore *s)
     slot_table_free(s->slots);
     qemu_mutex_destroy(&s->lock);
     g_free(s->node_name);
+    g_free(s->filename);
     g_free(s);
 }
 
@@ -397,6 +425,8 @@ static bool aio_available(BlockdevAioOptions aio, Error **errp)
 }
 
 static void store_punch_timer(void *opaque);
+static bool store_start(BsstStore *s, bool blank, Error **errp);
+static void store_punch_later(BsstStore *s);
 
 static BsstStore *store_new(BlockDriverState *bs, BlockdevAioOptions aio,
                             Error **errp)
@@ -404,14 +434,14 @@ static BsstStore *store_new(BlockDriverState *bs, BlockdevAioOptions aio,
     BsstStore *s = g_new0(BsstStore, 1);
     uint64_t perm = BLK_PERM_CONSISTENT_READ;
     BlockDriverState *protocol = NULL;
-    BsstSuperblock sb;
+    bool blank;
 
     s->refcnt = 1;
     s->node_name = g_strdup(bdrv_get_node_name(bs));
     s->aio = aio;
     s->fd = -1;
     s->read_only = bdrv_is_read_only(bs);
-    s->extents = g_array_new(false, false, sizeof(SlotExtent));
+    s->extents = g_array_new(false, false, sizeof(StoreExtent));
     s->punch_timer = aio_timer_new(qemu_get_aio_context(),
                                    QEMU_CLOCK_REALTIME, SCALE_MS,
                                    store_punch_timer, s);
@@ -427,17 +457,16 @@ static BsstStore *store_new(BlockDriverState *bs, BlockdevAioOptions aio,
         goto fail;
     }
     if (!aio_available(aio, errp) || !store_check_protocol(s, bs, errp) ||
-        !store_load_superblock(s, &sb, errp)) {
+        !store_load_superblock(s, &blank, errp)) {
         goto fail;
     }
     bdrv_graph_rdlock_main_loop();
-    protocol = store_resolve(s, &sb, errp);
+    protocol = store_resolve(s, errp);
     bdrv_graph_rdunlock_main_loop();
     if (!protocol || !store_open_fd(s, protocol, errp) ||
-        !store_save_superblock(s, &sb, errp)) {
+        !store_start(s, blank, errp)) {
         goto fail;
     }
-    s->slots = slot_table_new(sb.nslots);
     return s;
 
 fail:
@@ -481,7 +510,8 @@ void bsst_store_ref(BsstStore *s)
     s->refcnt++;
 }
 
-static void store_forget_content(BsstStore *s);
+static void store_forget_free_slots(BsstStore *s);
+static void store_stop(BsstStore *s);
 
 void bsst_store_unref(BsstStore *s)
 {
@@ -495,7 +525,10 @@ void bsst_store_unref(BsstStore *s)
     QLIST_REMOVE(s, next);
     timer_del(s->punch_timer);
     AIO_WAIT_WHILE_UNLOCKED(NULL, s->punching);
-    store_forget_content(s);
+    if (!s->read_only) {
+        store_forget_free_slots(s);
+        store_stop(s);
+    }
     store_free(s);
 }
 
@@ -518,6 +551,16 @@ const QemuUUID *bsst_store_uuid(const BsstStore *s)
 bool bsst_store_is_inode(const BsstStore *s, dev_t dev, ino_t ino)
 {
     return s->dev == dev && s->ino == ino;
+}
+
+bool bsst_store_read_only(const BsstStore *s)
+{
+    return s->read_only;
+}
+
+BsstJournal *bsst_store_journal(BsstStore *s)
+{
+    return s->journal;
 }
 
 uint32_t bsst_store_nslots(const BsstStore *s)
@@ -646,26 +689,35 @@ bool bsst_store_has_space(BsstStore *s)
 
 /* I/O */
 
-/* Find where @slot lies, and how many of the @n from it on lie in one piece. */
-static uint64_t slot_host_offset(const BsstStore *s, BsstSlot slot,
-                                 uint32_t *n)
+/*
+ * Find where @page of the virtual disk lies, and how many of the @n from it on
+ * lie in one piece.
+ */
+static uint64_t store_host_offset(const BsstStore *s, uint64_t page,
+                                  uint32_t *n)
 {
     unsigned lo = 0, hi = s->extents->len - 1;
-    const SlotExtent *e;
+    const StoreExtent *e;
 
     while (lo < hi) {
         unsigned mid = (lo + hi + 1) / 2;
 
-        e = &g_array_index(s->extents, SlotExtent, mid);
-        if (e->first <= slot) {
+        e = &g_array_index(s->extents, StoreExtent, mid);
+        if (e->first <= page) {
             lo = mid;
         } else {
             hi = mid - 1;
         }
     }
-    e = &g_array_index(s->extents, SlotExtent, lo);
-    *n = MIN(*n, e->n - (slot - e->first));
-    return e->host_offset + (uint64_t)(slot - e->first) * BSST_PAGE_SIZE;
+    e = &g_array_index(s->extents, StoreExtent, lo);
+    *n = MIN(*n, e->n - (page - e->first));
+    return e->host_offset + (page - e->first) * BSST_PAGE_SIZE;
+}
+
+static uint64_t slot_host_offset(const BsstStore *s, BsstSlot slot,
+                                 uint32_t *n)
+{
+    return store_host_offset(s, s->slots_page + slot, n);
 }
 
 typedef struct StoreThreadReq {
@@ -731,8 +783,8 @@ static int coroutine_fn store_co_io(BsstStore *s, uint64_t offset,
     return thread_pool_submit_co(store_thread_io, &req);
 }
 
-/* Transfer @n slots from @first on, whose extents may differ. */
-static int coroutine_fn store_co_rw(BsstStore *s, BsstSlot first, uint32_t n,
+/* Transfer @n pages from @page on, whose extents may differ. */
+static int coroutine_fn store_co_rw(BsstStore *s, uint64_t page, uint32_t n,
                                     QEMUIOVector *qiov, bool is_write)
 {
     size_t done = 0;
@@ -740,7 +792,7 @@ static int coroutine_fn store_co_rw(BsstStore *s, BsstSlot first, uint32_t n,
 
     while (n && ret >= 0) {
         uint32_t piece = n;
-        uint64_t offset = slot_host_offset(s, first, &piece);
+        uint64_t offset = store_host_offset(s, page, &piece);
         size_t bytes = (size_t)piece * BSST_PAGE_SIZE;
 
         if (bytes == qiov->size) {
@@ -752,13 +804,13 @@ static int coroutine_fn store_co_rw(BsstStore *s, BsstSlot first, uint32_t n,
             ret = store_co_io(s, offset, &part, is_write);
             qemu_iovec_destroy(&part);
         }
-        first += piece;
+        page += piece;
         n -= piece;
         done += bytes;
     }
     if (ret < 0) {
         stat64_add(&s->io_errors, 1);
-        trace_bsst_store_io_error(s->node_name, first, is_write, ret);
+        trace_bsst_store_io_error(s->node_name, page, is_write, ret);
     }
     return MIN(ret, 0);
 }
@@ -803,7 +855,7 @@ int coroutine_fn bsst_store_co_writev(BsstStore *s, BsstSlot first, uint32_t n,
     }
     stat64_add(&s->writes, 1);
     stat64_add(&s->write_bytes, bytes);
-    return store_co_rw(s, first, n, qiov, true);
+    return store_co_rw(s, s->slots_page + first, n, qiov, true);
 }
 
 int coroutine_fn bsst_store_co_write(BsstStore *s, BsstSlot first, uint32_t n,
@@ -846,7 +898,7 @@ int coroutine_fn bsst_store_co_read(BsstStore *s, BsstSlot first, uint32_t n,
 
     stat64_add(&s->reads, 1);
     stat64_add(&s->read_bytes, bytes);
-    ret = store_co_rw(s, first, n, &qiov, false);
+    ret = store_co_rw(s, s->slots_page + first, n, &qiov, false);
     if (ret < 0) {
         return ret;
     }
@@ -951,8 +1003,8 @@ static void store_punch_timer(void *opaque)
     }
 }
 
-/* Nobody needs the slots any more: give all their space back, bit by bit. */
-static void store_forget_content(BsstStore *s)
+/* Nobody needs the free slots any more: give their space back, bit by bit. */
+static void store_forget_free_slots(BsstStore *s)
 {
     BsstSlot pos = 0;
     PunchReq req;
@@ -964,6 +1016,279 @@ static void store_forget_content(BsstStore *s)
         if (ret < 0) {
             break;
         }
+    }
+}
+
+/* Metadata I/O, for the journal */
+
+static int coroutine_fn store_co_meta(BsstStore *s, uint64_t offset, void *buf,
+                                      size_t bytes, bool is_write)
+{
+    QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, buf, bytes);
+
+    assert(offset % BSST_PAGE_SIZE == 0 && bytes % BSST_PAGE_SIZE == 0);
+    return store_co_rw(s, offset / BSST_PAGE_SIZE, bytes / BSST_PAGE_SIZE,
+                       &qiov, is_write);
+}
+
+static int coroutine_fn store_co_meta_read(void *opaque, uint64_t offset,
+                                           void *buf, size_t bytes)
+{
+    return store_co_meta(opaque, offset, buf, bytes, false);
+}
+
+static int coroutine_fn store_co_meta_write(void *opaque, uint64_t offset,
+                                            const void *buf, size_t bytes)
+{
+    return store_co_meta(opaque, offset, (void *)buf, bytes, true);
+}
+
+static int store_thread_flush(void *opaque)
+{
+    BsstStore *s = opaque;
+
+    return qemu_fdatasync(s->fd) < 0 ? -errno : 0;
+}
+
+/* Of all that was written to the descriptor, slots too. */
+static int coroutine_fn store_co_flush(void *opaque)
+{
+    BsstStore *s = opaque;
+    int ret;
+
+#ifdef CONFIG_LINUX_IO_URING
+    if (s->aio == BLOCKDEV_AIO_OPTIONS_IO_URING &&
+        aio_setup_linux_io_uring(qemu_get_current_aio_context(), NULL)) {
+        ret = luring_co_submit(NULL, s->fd, 0, NULL, QEMU_AIO_FLUSH, 0);
+    } else
+#endif
+    {
+        ret = thread_pool_submit_co(store_thread_flush, s);
+    }
+    if (ret < 0) {
+        stat64_add(&s->io_errors, 1);
+        trace_bsst_store_flush_error(s->node_name, ret);
+    }
+    return MIN(ret, 0);
+}
+
+static void store_journal_unref(void *opaque, const BsstSlot *slot, unsigned n)
+{
+    bsst_slot_unref(opaque, slot, n);
+}
+
+static void store_journal_checksums(void *opaque, BsstSlot first, unsigned n,
+                                    uint64_t *sum)
+{
+    BsstStore *s = opaque;
+    QEMU_LOCK_GUARD(&s->lock);
+    uint32_t end = slot_table_size(s->slots);
+
+    for (unsigned i = 0; i < n; i++) {
+        bool used = first + i < end && slot_table_refs(s->slots, first + i);
+
+        sum[i] = used ? slot_table_checksum(s->slots, first + i) : 0;
+    }
+}
+
+static const BsstJournalSlots store_journal_slots = {
+    .unref = store_journal_unref,
+    .get_checksums = store_journal_checksums,
+};
+
+/* Begin and end */
+
+static int coroutine_fn store_co_write_superblock(BsstStore *s)
+{
+    uint8_t *buf = bsst_store_buffer(s, BSST_SUPERBLOCK_BYTES);
+    int ret = -ENOMEM;
+
+    if (buf) {
+        bsst_superblock_encode(&s->sb, buf);
+        ret = store_co_meta_write(s, 0, buf, BSST_SUPERBLOCK_BYTES);
+    }
+    if (ret == 0) {
+        ret = store_co_flush(s);
+    }
+    qemu_vfree(buf);
+    return ret;
+}
+
+/* Take the references that the images' maps own. */
+static void store_restore_references(BsstStore *s, bool clean)
+{
+    BsstImage *image = NULL;
+
+    while ((image = bsst_journal_next_image(s->journal, image))) {
+        BsstRecord r = { 0 };
+
+        while (durable_map_next_committed(image->map, false,
+                                          r.block + r.n, &r)) {
+            slot_table_restore_ref(s->slots, r.slot, r.n);
+        }
+    }
+    slot_table_restore_done(s->slots, !clean);
+}
+
+/* Load the checksums of the slots in use. */
+static int coroutine_fn store_co_load_checksums(BsstStore *s)
+{
+    const uint32_t per_piece = CHECKSUMS_BYTES / sizeof(uint64_t);
+    uint32_t nslots = s->sb.nslots;
+    uint64_t *buf = bsst_store_buffer(s, CHECKSUMS_BYTES);
+    int ret = buf ? 0 : -ENOMEM;
+
+    for (uint64_t first = 0; ret == 0 && first < nslots; first += per_piece) {
+        uint32_t n = MIN(nslots - first, per_piece);
+        uint32_t i = 0;
+
+        while (i < n && !slot_table_refs(s->slots, first + i)) {
+            i++;
+        }
+        if (i == n) {
+            continue;
+        }
+        ret = store_co_meta_read(s, s->sb.checksums_offset + first * 8, buf,
+                                 ROUND_UP(n * 8, BSST_PAGE_SIZE));
+        for (; ret == 0 && i < n; i++) {
+            if (slot_table_refs(s->slots, first + i)) {
+                slot_table_set_checksum(s->slots, first + i,
+                                        le64_to_cpu(buf[i]));
+            }
+        }
+    }
+    qemu_vfree(buf);
+    return ret;
+}
+
+static void store_report_recovery(BsstStore *s, bool clean)
+{
+    BsstJournalStats st;
+
+    bsst_journal_get_stats(s->journal, &st);
+    trace_bsst_store_recovered(s->node_name, st.recovered_images,
+                               st.recovered_indirections, st.replayed_blocks);
+    if (!clean && st.recovered_indirections) {
+        info_report("block-swap store '%s' was not closed: recovered %" PRIu64
+                    " KiB of %" PRIu64 " disks", s->filename,
+                    st.recovered_indirections * (BSST_PAGE_SIZE / KiB),
+                    st.recovered_images);
+    }
+}
+
+typedef struct StoreTask {
+    BsstStore *s;
+    bool blank;
+    Error **errp;
+    int ret;
+} StoreTask;
+
+/*
+ * A blank image becomes a store when its superblock is written, which comes
+ * last.  Before that nothing is written to a store that exists.
+ */
+static int coroutine_fn store_co_start(BsstStore *s, bool blank, Error **errp)
+{
+    bool clean = blank || s->sb.clean;
+    int ret = 0;
+
+    s->journal_io = (BsstJournalIO) {
+        .co_read = store_co_meta_read,
+        .co_write = store_co_meta_write,
+        .co_flush = store_co_flush,
+        /* The page cache forgets what it could not write. */
+        .flush_errors_are_final = !s->direct,
+    };
+    if (!s->read_only) {
+        s->sb.generation++;
+        s->sb.clean = false;
+    }
+    if (blank) {
+        ret = bsst_journal_co_format(&s->sb, &s->journal_io, s);
+        if (ret < 0) {
+            error_setg_errno(errp, -ret, "Could not format the block-swap "
+                             "store '%s'", s->node_name);
+            return ret;
+        }
+    }
+    s->slots = slot_table_new(s->sb.nslots);
+    s->journal = bsst_journal_co_open(&s->sb, &s->journal_io,
+                                      &store_journal_slots, s, s->read_only,
+                                      errp);
+    if (!s->journal) {
+        return -EINVAL;
+    }
+    store_restore_references(s, clean);
+    ret = store_co_load_checksums(s);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "Could not read the checksums of the "
+                         "block-swap store '%s'", s->node_name);
+        return ret;
+    }
+    store_report_recovery(s, clean);
+    if (!s->read_only) {
+        ret = store_co_write_superblock(s);
+    }
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "Could not write the superblock of the "
+                         "block-swap store '%s'", s->node_name);
+    }
+    return ret;
+}
+
+static void coroutine_fn store_co_start_entry(void *opaque)
+{
+    StoreTask *t = opaque;
+
+    t->ret = store_co_start(t->s, t->blank, t->errp);
+    aio_wait_kick();
+}
+
+static bool store_start(BsstStore *s, bool blank, Error **errp)
+{
+    StoreTask t = { .s = s, .blank = blank, .errp = errp, .ret = -EINPROGRESS };
+
+    qemu_coroutine_enter(qemu_coroutine_create(store_co_start_entry, &t));
+    AIO_WAIT_WHILE_UNLOCKED(NULL, t.ret == -EINPROGRESS);
+    if (t.ret == 0 && !s->read_only && !blank) {
+        store_punch_later(s);
+    }
+    return t.ret == 0;
+}
+
+/*
+ * The end of a store that is in order.  What is written here only saves time
+ * at the next start.
+ */
+static void coroutine_fn store_co_stop_entry(void *opaque)
+{
+    StoreTask *t = opaque;
+    BsstStore *s = t->s;
+    BsstJournalStats st;
+    int ret = 0;
+
+    bsst_journal_get_stats(s->journal, &st);
+    if (st.used_bytes >= LONG_JOURNAL_BYTES) {
+        ret = bsst_journal_co_checkpoint(s->journal);
+    }
+    if (ret == 0) {
+        s->sb.clean = true;
+        ret = store_co_write_superblock(s);
+    }
+    t->ret = ret;
+    aio_wait_kick();
+}
+
+static void store_stop(BsstStore *s)
+{
+    StoreTask t = { .s = s, .ret = -EINPROGRESS };
+
+    qemu_coroutine_enter(qemu_coroutine_create(store_co_stop_entry, &t));
+    AIO_WAIT_WHILE_UNLOCKED(NULL, t.ret == -EINPROGRESS);
+    if (t.ret < 0) {
+        warn_report("block-swap store '%s' could not be closed properly: %s; "
+                    "it recovers when it is opened again", s->filename,
+                    strerror(-t.ret));
     }
 }
 
@@ -1034,6 +1359,76 @@ BsstPager *bsst_store_get_pager(BsstStore *s)
 
 /* Statistics */
 
+static BsstJournalInfo *store_query_journal(BsstStore *s)
+{
+    BsstJournalInfo *info = g_new0(BsstJournalInfo, 1);
+    BsstJournalStats st;
+
+    bsst_journal_get_stats(s->journal, &st);
+    info->recovered_indirections = st.recovered_indirections;
+    info->recovered_images = st.recovered_images;
+    info->replayed_blocks = st.replayed_blocks;
+    info->commits = st.commits;
+    info->records = st.records;
+    info->recorded_blocks = st.recorded_blocks;
+    info->journal_bytes = st.journal_bytes;
+    info->checksum_bytes = st.checksum_bytes;
+    info->checkpoints = st.checkpoints;
+    info->checkpoint_bytes = st.checkpoint_bytes;
+    info->flushes = st.flushes;
+    info->errors = st.errors;
+    info->used_bytes = st.used_bytes;
+    return info;
+}
+
+typedef struct StoreQueryImages {
+    BsstStore *s;
+    BsstImageInfoList *list;
+    bool done;
+} StoreQueryImages;
+
+/* The images' locks are taken by coroutines only. */
+static void coroutine_fn store_co_query_images(void *opaque)
+{
+    StoreQueryImages *q = opaque;
+    BsstImageInfoList **tail = &q->list;
+    BsstImage *image = NULL;
+
+    while ((image = bsst_journal_next_image(q->s->journal, image))) {
+        BsstImageInfo *info = g_new0(BsstImageInfo, 1);
+        QemuUUID uuid;
+
+        memcpy(uuid.data, image->entry.uuid, sizeof(uuid.data));
+        info->uuid = qemu_uuid_unparse_strdup(&uuid);
+        info->filename = g_strdup(image->entry.name);
+        info->generation = image->entry.generation;
+        info->attached = image->attached;
+        info->raw = image->entry.raw;
+        WITH_QEMU_LOCK_GUARD(&image->lock) {
+            const IndirectMap *map = durable_map_current(image->map);
+
+            info->indirections = indirect_map_count(map);
+            info->held_slots = durable_map_weight(image->map) -
+                               info->indirections;
+            info->pending = durable_map_changed(image->map) ||
+                            durable_map_preparing(image->map);
+        }
+        QAPI_LIST_APPEND(tail, info);
+    }
+    q->done = true;
+    aio_wait_kick();
+}
+
+static BsstImageInfoList *store_query_images(BsstStore *s)
+{
+    StoreQueryImages q = { .s = s };
+
+    GLOBAL_STATE_CODE();
+    qemu_coroutine_enter(qemu_coroutine_create(store_co_query_images, &q));
+    AIO_WAIT_WHILE_UNLOCKED(NULL, !q.done);
+    return q.list;
+}
+
 BsstStoreStats *bsst_store_query(BsstStore *s)
 {
     BsstStoreStats *st = g_new0(BsstStoreStats, 1);
@@ -1055,5 +1450,8 @@ BsstStoreStats *bsst_store_query(BsstStore *s)
     st->punched_bytes = stat64_get(&s->punched_bytes);
     st->checksum_errors = stat64_get(&s->checksum_errors);
     st->io_errors = stat64_get(&s->io_errors);
+    st->generation = s->sb.generation;
+    st->journal = store_query_journal(s);
+    st->images = store_query_images(s);
     return st;
 }

@@ -18,8 +18,8 @@
 #include "qemu/lockable.h"
 #include "trace.h"
 
-/* Slots that are dropped together, so that the store's lock is taken once. */
-#define BSST_UNREF_BATCH 128
+/* Blocks that change under the lock at once. */
+#define BSST_BATCH 128
 
 bool coroutine_fn bsst_direct_begin(BDRVBsstState *s)
 {
@@ -37,7 +37,7 @@ void coroutine_fn bsst_direct_end(BDRVBsstState *s)
     if (qatomic_fetch_dec(&s->direct) == 1) {
         smp_mb__after_rmw();
         if (qatomic_read(&s->tracked)) {
-            QEMU_LOCK_GUARD(&s->lock);
+            QEMU_LOCK_GUARD(&s->image->lock);
             qemu_co_queue_restart_all(&s->no_direct);
         }
     }
@@ -57,17 +57,17 @@ void coroutine_fn bsst_track_begin(BDRVBsstState *s, BlockReq *req,
     qatomic_inc(&s->tracked);
     smp_mb__after_rmw();
 
-    QEMU_LOCK_GUARD(&s->lock);
+    QEMU_LOCK_GUARD(&s->image->lock);
     while (qatomic_read(&s->direct)) {
-        qemu_co_queue_wait(&s->no_direct, &s->lock);
+        qemu_co_queue_wait(&s->no_direct, &s->image->lock);
     }
-    reqlist_wait_all(&s->reqs, start, end - start, &s->lock);
+    reqlist_wait_all(&s->reqs, start, end - start, &s->image->lock);
     reqlist_init_req(&s->reqs, req, start, end - start);
 }
 
 void coroutine_fn bsst_track_end(BDRVBsstState *s, BlockReq *req)
 {
-    WITH_QEMU_LOCK_GUARD(&s->lock) {
+    WITH_QEMU_LOCK_GUARD(&s->image->lock) {
         reqlist_remove_req(req);
     }
     qatomic_dec(&s->tracked);
@@ -78,8 +78,8 @@ BsstSlot coroutine_fn bsst_map_lookup(BDRVBsstState *s, uint64_t block)
     if (!qatomic_read(&s->map_count)) {
         return BSST_SLOT_NONE;
     }
-    QEMU_LOCK_GUARD(&s->lock);
-    return indirect_map_lookup(s->map, block);
+    QEMU_LOCK_GUARD(&s->image->lock);
+    return indirect_map_lookup(bsst_map(s), block);
 }
 
 bool coroutine_fn bsst_map_next_run(BDRVBsstState *s, uint64_t *block,
@@ -87,128 +87,91 @@ bool coroutine_fn bsst_map_next_run(BDRVBsstState *s, uint64_t *block,
 {
     bool mapped;
 
-    QEMU_LOCK_GUARD(&s->lock);
-    if (!indirect_map_next(s->map, *block, block, NULL)) {
+    QEMU_LOCK_GUARD(&s->image->lock);
+    if (!indirect_map_next(bsst_map(s), *block, block, NULL)) {
         return false;
     }
-    *n = indirect_map_extent(s->map, *block, BSST_CHUNK_BLOCKS, &mapped);
+    *n = indirect_map_extent(bsst_map(s), *block, BSST_CHUNK_BLOCKS, &mapped);
     return true;
 }
 
-/* Slots that left the map and whose reference is still to be dropped. */
-typedef struct BsstDropped {
-    BsstStore *store;
-    unsigned n;
-    BsstSlot slot[BSST_UNREF_BATCH];
-} BsstDropped;
-
-static void bsst_dropped_flush(BsstDropped *d)
+void bsst_map_publish_locked(BDRVBsstState *s)
 {
-    if (d->n) {
-        bsst_slot_unref(d->store, d->slot, d->n);
-        d->n = 0;
-    }
+    uint64_t count = indirect_map_count(bsst_map(s));
+
+    qatomic_set(&s->map_count, count);
+    qatomic_set(&s->map_bytes, durable_map_bytes(s->image->map));
+    qatomic_set(&s->map_held, durable_map_weight(s->image->map) - count);
 }
 
-static bool bsst_dropped_add(BsstDropped *d, BsstSlot slot)
+/* Change the map; the caller drops the references of the *@n slots in @drop. */
+static void coroutine_fn
+bsst_map_set(BDRVBsstState *s, uint64_t block, const BsstSlot *slot,
+             unsigned n, BsstSlot *drop, unsigned *ndrop, unsigned *removed)
 {
-    d->slot[d->n++] = slot;
-    return d->n == BSST_UNREF_BATCH;
-}
+    QEMU_UNINITIALIZED BsstSlot old[BSST_BATCH];
+    unsigned i;
 
-static void bsst_map_publish_locked(BDRVBsstState *s)
-{
-    qatomic_set(&s->map_count, indirect_map_count(s->map));
-    qatomic_set(&s->map_bytes, indirect_map_bytes(s->map));
-}
-
-/* One step of bsst_map_update(), of as many blocks as fit into @d. */
-static unsigned coroutine_fn
-bsst_map_update_some(BDRVBsstState *s, BsstDropped *d, uint64_t block,
-                     const BsstSlot *slot, unsigned n)
-{
-    QEMU_UNINITIALIZED BsstSlot old[BSST_UNREF_BATCH];
-    unsigned i, k, replaced, made = 0;
-
-    QEMU_LOCK_GUARD(&s->lock);
+    assert(n <= BSST_BATCH);
+    QEMU_LOCK_GUARD(&s->image->lock);
     assert(reqlist_find_conflict(&s->reqs, bsst_block_offset(block),
-                                 BSST_PAGE_SIZE)); /* B2 */
-    for (i = 0; i < n && d->n < BSST_UNREF_BATCH; i += k) {
-        unsigned room = MIN(n - i, BSST_UNREF_BATCH - d->n);
-
-        for (k = 0; k < room && slot[i + k] != BSST_SLOT_NONE; k++) {
-            /* count */
-        }
-        if (k) {
-            replaced = indirect_map_insert_run(s->map, block + i, slot + i, k,
-                                               old);
-            made += k;
-        } else {
-            old[k++] = indirect_map_remove(s->map, block + i);
-            replaced = old[0] != BSST_SLOT_NONE;
-        }
-        for (unsigned j = 0; replaced && j < k; j++) {
-            if (old[j] != BSST_SLOT_NONE) {
-                bsst_dropped_add(d, old[j]);
-            }
+                                 bsst_block_offset(n))); /* B2 */
+    bsst_image_set_locked(s->image, block, slot, n, old, drop);
+    bsst_map_publish_locked(s);
+    for (i = 0, *ndrop = 0, *removed = 0; i < n; i++) {
+        *removed += old[i] != BSST_SLOT_NONE;
+        if (drop[i] != BSST_SLOT_NONE) {
+            drop[(*ndrop)++] = drop[i];
         }
     }
-    bsst_map_publish_locked(s);
-    stat64_add(&s->made, made);
-    stat64_add(&s->removed[BSST_REMOVE_OVERWRITE], d->n);
-    return i;
+}
+
+static void coroutine_fn
+bsst_map_set_all(BlockDriverState *bs, uint64_t block, const BsstSlot *slot,
+                 unsigned n, BsstRemoveCause cause)
+{
+    BDRVBsstState *s = bs->opaque;
+    QEMU_UNINITIALIZED BsstSlot drop[BSST_BATCH];
+    unsigned chunk, ndrop, removed;
+
+    for (; n; block += chunk, slot += chunk, n -= chunk) {
+        chunk = MIN(n, BSST_BATCH);
+        bsst_map_set(s, block, slot, chunk, drop, &ndrop, &removed);
+        stat64_add(&s->removed[cause], removed);
+        if (ndrop) {
+            bsst_slot_unref(s->store, drop, ndrop);
+        }
+    }
 }
 
 void coroutine_fn bsst_map_update(BlockDriverState *bs, uint64_t block,
                                   const BsstSlot *slot, unsigned n)
 {
     BDRVBsstState *s = bs->opaque;
-    QEMU_UNINITIALIZED BsstDropped d;
+    unsigned i, made = 0;
 
-    d.store = s->store;
-    d.n = 0;
+    for (i = 0; i < n; i++) {
+        made += slot[i] != BSST_SLOT_NONE;
+    }
     trace_bsst_map_update(bs, block, n);
-    while (n) {
-        unsigned done = bsst_map_update_some(s, &d, block, slot, n);
-
-        block += done;
-        slot += done;
-        n -= done;
-        bsst_dropped_flush(&d);
-    }
-}
-
-/* Remove the first entries of [block, end), as many as fit into @d. */
-static bool coroutine_fn
-bsst_map_remove_some(BDRVBsstState *s, BsstDropped *d, uint64_t block,
-                     uint64_t end, BsstRemoveCause cause)
-{
-    uint64_t found;
-    bool full = false;
-
-    QEMU_LOCK_GUARD(&s->lock);
-    while (!full && indirect_map_next(s->map, block, &found, NULL) &&
-           found < end) {
-        full = bsst_dropped_add(d, indirect_map_remove(s->map, found));
-        block = found + 1;
-    }
-    bsst_map_publish_locked(s);
-    stat64_add(&s->removed[cause], d->n);
-    return full;
+    stat64_add(&s->made, made);
+    bsst_map_set_all(bs, block, slot, n, BSST_REMOVE_OVERWRITE);
 }
 
 void coroutine_fn bsst_map_remove(BlockDriverState *bs, uint64_t block,
                                   uint64_t end, BsstRemoveCause cause)
 {
+    static const BsstSlot none[BSST_CHUNK_BLOCKS] = {
+        [0 ... BSST_CHUNK_BLOCKS - 1] = BSST_SLOT_NONE
+    };
     BDRVBsstState *s = bs->opaque;
-    BsstDropped d;
-    bool more = true;
+    unsigned n;
 
-    d.store = s->store;
-    d.n = 0;
-    while (more && block < end && qatomic_read(&s->map_count)) {
-        more = bsst_map_remove_some(s, &d, block, end, cause);
-        trace_bsst_map_remove(bs, block, end, d.n, cause);
-        bsst_dropped_flush(&d);
+    while (qatomic_read(&s->map_count) &&
+           bsst_map_next_run(s, &block, &n) && block < end) {
+        n = MIN(n, end - block);
+        trace_bsst_map_remove(bs, block, end, n, cause);
+        bsst_map_set_all(bs, block, none, n, cause);
+        block += n;
     }
 }

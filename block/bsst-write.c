@@ -57,6 +57,8 @@ typedef struct BsstWrite {
     unsigned buffers;
     unsigned zeroes;
     unsigned loaded;            /* absent, but brought in */
+
+    unsigned reserved;          /* entries that the journal expects */
 } BsstWrite;
 
 static bool bsst_write_is_slot(const BsstWrite *w, uint64_t block)
@@ -219,16 +221,32 @@ static void coroutine_fn bsst_write_claim(BsstWrite *w)
     }
 }
 
+/* May the claimed slots become indirections (B6)? */
+static bool coroutine_fn GRAPH_RDLOCK bsst_write_reserve(BsstWrite *w)
+{
+    BDRVBsstState *s = w->bs->opaque;
+    BsstJournal *j = bsst_store_journal(s->store);
+
+    if (!bsst_journal_reserve(j, w->slots)) {
+        return false;
+    }
+    if (!bsst_is_attached(s) && bsst_co_attach(w->bs) < 0) {
+        bsst_journal_unreserve(j, w->slots);
+        return false;
+    }
+    w->reserved = w->slots;
+    return true;
+}
+
 /*
  * Where are the data?  Afterwards we own a reference of each slot that the map
- * will name, and there are none unless the image is guarded (B6).
+ * will name, and there are none unless the image is guarded (B6) and the journal
+ * has room for them.
  */
 static void coroutine_fn GRAPH_RDLOCK bsst_write_plan(BsstWrite *w)
 {
-    BDRVBsstState *s = w->bs->opaque;
-
     bsst_write_claim(w);
-    if (w->slots && !bsst_is_guarded(s) && bsst_co_guard(w->bs) < 0) {
+    if (w->slots && !bsst_write_reserve(w)) {
         w->loaded = w->slots;
         bsst_write_drop_slots(w);
     }
@@ -420,6 +438,11 @@ static void coroutine_fn bsst_write_finish(BsstWrite *w, int ret)
     } else {
         bsst_write_commit(w);
     }
+    if (w->reserved) {
+        BDRVBsstState *s = w->bs->opaque;
+
+        bsst_journal_unreserve(bsst_store_journal(s->store), w->reserved);
+    }
     if (!w->pager) {
         return;
     }
@@ -459,7 +482,10 @@ static int coroutine_fn GRAPH_RDLOCK bsst_write_tracked(BsstWrite *w)
     int64_t prepared_ns = 0, written_ns;
     int ret;
 
-    ret = bsst_co_copy_up_ends(w->bs, w->offset, w->bytes);
+    ret = bsst_co_attach_if_mapped(w->bs);
+    if (ret == 0) {
+        ret = bsst_co_copy_up_ends(w->bs, w->offset, w->bytes);
+    }
     if (ret < 0) {
         return ret;
     }
@@ -582,7 +608,10 @@ bsst_co_pwrite_zeroes(BlockDriverState *bs, int64_t offset, int64_t bytes,
     }
 
     bsst_track_begin(s, &req, offset, bytes);
-    ret = bsst_co_copy_up_ends(bs, offset, bytes);
+    ret = bsst_co_attach_if_mapped(bs);
+    if (ret == 0) {
+        ret = bsst_co_copy_up_ends(bs, offset, bytes);
+    }
     if (ret == 0) {
         ret = bdrv_co_pwrite_zeroes(bs->file, offset, bytes, flags);
     }
@@ -638,7 +667,10 @@ bsst_co_pdiscard(BlockDriverState *bs, int64_t offset, int64_t bytes)
     }
 
     bsst_track_begin(s, &req, offset, bytes);
-    ret = bdrv_co_pdiscard(bs->file, offset, bytes);
+    ret = bsst_co_attach_if_mapped(bs);
+    if (ret == 0) {
+        ret = bdrv_co_pdiscard(bs->file, offset, bytes);
+    }
     if (ret == 0) {
         ret = bsst_co_discard_indirect(bs, bsst_block_up(offset),
                                        bsst_block_down(offset + bytes));
@@ -648,28 +680,46 @@ bsst_co_pdiscard(BlockDriverState *bs, int64_t offset, int64_t bytes)
 }
 
 /*
- * The block that the new end cuts is copied out first (B5), so that what
- * remains of it is in the image, and what comes after it is the image's
- * business should it grow again.
+ * What truncate has to do before and after the image's own: the block that the
+ * new end cuts is copied out first (B5), so that what remains of it is in the
+ * image, and what comes after it is the image's business should it grow again.
+ * The same holds for the old end, which may be news to us after a crash.
+ *
+ * What was cut off must not come back after a crash either, in an image that
+ * has grown since: it grows only after the journal knows.
  */
+static int coroutine_fn GRAPH_RDLOCK
+bsst_co_before_truncate(BlockDriverState *bs, int64_t offset, int64_t length)
+{
+    int64_t end = MIN(offset, length);
+    int ret = bsst_co_attach_if_mapped(bs);
+
+    if (ret == 0 && !QEMU_IS_ALIGNED(end, BSST_PAGE_SIZE)) {
+        ret = bsst_co_copy_up(bs, bsst_block_down(end));
+    }
+    if (ret == 0 && offset > length) {
+        ret = bsst_co_flush(bs);
+    }
+    return ret;
+}
+
 int coroutine_fn GRAPH_RDLOCK
 bsst_co_truncate(BlockDriverState *bs, int64_t offset, bool exact,
                  PreallocMode prealloc, BdrvRequestFlags flags, Error **errp)
 {
     BDRVBsstState *s = bs->opaque;
-    int64_t start = QEMU_ALIGN_DOWN(offset, BSST_PAGE_SIZE);
+    int64_t length = bdrv_co_getlength(bs->file->bs);
+    int64_t start = QEMU_ALIGN_DOWN(MIN(offset, MAX(length, 0)),
+                                    BSST_PAGE_SIZE);
     BlockReq req;
-    int ret = 0;
+    int ret;
 
     bsst_track_begin(s, &req, start, INT64_MAX - start);
-    if (start < offset) {
-        ret = bsst_co_copy_up(bs, bsst_block_down(offset));
-        if (ret < 0) {
-            error_setg_errno(errp, -ret, "Could not copy the last block from "
-                             "the block-swap store");
-        }
-    }
-    if (ret == 0) {
+    ret = length < 0 ? length : bsst_co_before_truncate(bs, offset, length);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "Could not prepare the block-swap store "
+                         "for another size");
+    } else {
         ret = bdrv_co_truncate(bs->file, offset, exact, prealloc, flags, errp);
     }
     if (ret == 0) {

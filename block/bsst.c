@@ -22,7 +22,6 @@
 #include "bsst-int.h"
 #include "block/qdict.h"
 #include "bsst/bsst.h"
-#include "bsst/qcow2-guard.h"
 #include "migration/blocker.h"
 #include "qapi/error.h"
 #include "qapi/qapi-types-block-core.h"
@@ -48,9 +47,9 @@ static QemuOptsList bsst_runtime_opts = {
             .type = QEMU_OPT_STRING,
             .help = "images without a guard (refuse, allow)",
         }, {
-            .name = "adopt",
+            .name = "drain-on-close",
             .type = QEMU_OPT_BOOL,
-            .help = "take an image over whose own store is lost",
+            .help = "copy what is in the store into the image at the end",
         }, {
             .name = "x-test-indirect",
             .type = QEMU_OPT_NUMBER,
@@ -64,7 +63,7 @@ static QemuOptsList bsst_runtime_opts = {
 typedef struct BsstOptions {
     BlockdevAioOptions aio;
     BsstRawImage raw_image;
-    bool adopt;
+    OnOffAuto drain_on_close;
     uint64_t test_seed;
 } BsstOptions;
 
@@ -88,7 +87,10 @@ static bool bsst_parse_options(BsstOptions *o, QDict *options, Error **errp)
         o->raw_image = qapi_enum_parse(&BsstRawImage_lookup,
                                        qemu_opt_get(opts, "raw-image"),
                                        BSST_RAW_IMAGE_REFUSE, errp);
-        o->adopt = qemu_opt_get_bool(opts, "adopt", false);
+        if (qemu_opt_get(opts, "drain-on-close")) {
+            o->drain_on_close = qemu_opt_get_bool(opts, "drain-on-close", 0)
+                                ? ON_OFF_AUTO_ON : ON_OFF_AUTO_OFF;
+        }
         o->test_seed = qemu_opt_get_number(opts, "x-test-indirect", 0);
     }
     qemu_opts_del(opts);
@@ -173,44 +175,15 @@ static bool GRAPH_RDLOCK bsst_check_inode(BlockDriverState *bs,
     return true;
 }
 
-/* Find out what @image can carry, and whether it is another store's. */
-static bool GRAPH_RDLOCK bsst_check_guard(BDRVBsstState *s,
-                                          BlockDriverState *image,
-                                          const BsstOptions *o, Error **errp)
+static bool bsst_check_store_writable(const BDRVBsstState *s, Error **errp)
 {
-    ERRP_GUARD();
-    g_autofree char *theirs = NULL;
-    g_autofree char *ours = NULL;
-    QemuUUID uuid;
-
-    if (!qcow2_can_bsst_guard(image, errp)) {
-        if (o->raw_image != BSST_RAW_IMAGE_ALLOW || image->drv == &bdrv_qcow2) {
-            if (image->drv != &bdrv_qcow2) {
-                error_append_hint(errp, "Use a qcow2 image, or "
-                                  "raw-image=allow if nobody else will open "
-                                  "this one before it was closed cleanly.\n");
-            }
-            return false;
-        }
-        error_free(*errp);
-        *errp = NULL;
+    if (!bsst_store_read_only(s->store)) {
         return true;
     }
-
-    s->can_guard = true;
-    s->guarded = qcow2_get_bsst_guard(image, &uuid);
-    if (!s->guarded || o->adopt ||
-        qemu_uuid_is_equal(&uuid, bsst_store_uuid(s->store))) {
-        return true;
-    }
-    theirs = qemu_uuid_unparse_strdup(&uuid);
-    ours = qemu_uuid_unparse_strdup(bsst_store_uuid(s->store));
-    error_setg(errp, "Image '%s' is guarded by the block-swap store %s, but "
-               "node '%s' is the store %s", image->filename, theirs,
-               bsst_store_node_name(s->store), ours);
-    error_append_hint(errp, "Open it together with its own store, or, if that "
-                      "is lost, with adopt=on: the image is then as of its "
-                      "last flush.\n");
+    error_setg(errp, "The block-swap store '%s' is read-only",
+               bsst_store_node_name(s->store));
+    error_append_hint(errp, "Open it with read-only=off, or add read-only=on "
+                      "to the bsst node.\n");
     return false;
 }
 
@@ -228,12 +201,18 @@ static int bsst_open_image(BlockDriverState *bs, const BsstOptions *o,
         error_append_hint(errp, "Add read-only=on to the bsst node.\n");
         return -EACCES;
     }
+    if (!bdrv_is_read_only(bs) && !bsst_check_store_writable(s, errp)) {
+        return -EACCES;
+    }
     image = bdrv_skip_filters(bs->file->bs);
     bdrv_refresh_filename(image);
     if (!bsst_check_inode(image, s->store, errp) ||
-        !bsst_check_guard(s, image, o, errp)) {
+        !bsst_find_image(s, image, o->raw_image, errp)) {
         return -EINVAL;
     }
+    s->drain_on_close = o->drain_on_close == ON_OFF_AUTO_ON ||
+        (o->drain_on_close == ON_OFF_AUTO_AUTO && !s->can_guard);
+    bsst_map_publish_locked(s);
 
     bs->total_sectors = bs->file->bs->total_sectors;
     bs->supported_write_flags = BDRV_REQ_WRITE_UNCHANGED;
@@ -265,7 +244,9 @@ static void bsst_free(BDRVBsstState *s)
 {
     migrate_del_blocker(&s->migration_blocker);
     error_free(s->migration_blocker);   /* tools only have a stub of that */
-    indirect_map_free(s->map);
+    if (s->image) {
+        bsst_leave_image(s);
+    }
     bsst_store_unref(s->store);
 }
 
@@ -288,11 +269,9 @@ static int bsst_open(BlockDriverState *bs, QDict *options, int flags,
         return -EINVAL;
     }
 
-    qemu_co_mutex_init(&s->lock);
     qemu_co_mutex_init(&s->guard_lock);
     qemu_co_queue_init(&s->no_direct);
     QLIST_INIT(&s->reqs);
-    s->map = indirect_map_new();
     s->test_seed = o.test_seed;
 
     ret = bsst_block_migration(bs, errp);
@@ -304,62 +283,51 @@ static int bsst_open(BlockDriverState *bs, QDict *options, int flags,
         return ret;
     }
     trace_bsst_open(bs, bsst_store_node_name(s->store), s->can_guard,
-                    s->guarded);
+                    s->guarded, s->map_count);
     return 0;
 }
 
-static void bsst_report_loss(BlockDriverState *bs, int ret)
+static void bsst_report_close(BlockDriverState *bs, bool flushed, int ret)
 {
     BDRVBsstState *s = bs->opaque;
-    size_t lost = qatomic_read(&s->map_count);
+    const char *name = bs->file->bs->filename;
+    size_t left = qatomic_read(&s->map_count);
 
-    if (lost) {
-        error_report("bsst: %zu KiB that were written to '%s' since its last "
-                     "flush could not be copied from the block-swap store and "
-                     "are lost: %s", lost * (BSST_PAGE_SIZE / KiB),
-                     bs->file->bs->filename, strerror(-ret));
+    if (!flushed) {
+        error_report("bsst: '%s' could not be flushed when it was closed: %s; "
+                     "what was written since its last flush may be lost", name,
+                     strerror(-ret));
+    } else if (left) {
+        error_report("bsst: %zu KiB of '%s' could not be copied from the "
+                     "block-swap store when it was closed: %s; it needs the "
+                     "store '%s' still", left * (BSST_PAGE_SIZE / KiB), name,
+                     strerror(-ret), bsst_store_node_name(s->store));
     } else {
         error_report("bsst: '%s' is complete, but its guard could not be "
-                     "taken away: %s", bs->file->bs->filename,
-                     strerror(-ret));
-    }
-    if (s->can_guard) {
-        error_printf("Remove the cause, then open the image once more with "
-                     "its store (bsst=on) and close it: this takes the guard "
-                     "away.\n");
-    }
-}
-
-static void bsst_drop_all_slots(BDRVBsstState *s)
-{
-    uint64_t block = 0;
-    BsstSlot slot;
-
-    while (indirect_map_next(s->map, block, &block, &slot)) {
-        bsst_slot_unref(s->store, &slot, 1);
-        block++;
+                     "taken away: %s; open it with its store and close it "
+                     "once more", name, strerror(-ret));
     }
 }
 
 static void bsst_close(BlockDriverState *bs)
 {
     BDRVBsstState *s = bs->opaque;
+    bool flushed = true;
     int ret = 0;
 
     assert(QLIST_EMPTY(&s->reqs) && !s->direct && !s->tracked);
     if (!bdrv_is_read_only(bs) && !(bs->open_flags & BDRV_O_INACTIVE)) {
-        ret = bsst_settle(bs);
+        ret = bsst_settle(bs, &flushed);
     }
     trace_bsst_close(bs, s->map_count, ret);
     if (ret < 0) {
-        bsst_report_loss(bs, ret);
+        bsst_report_close(bs, flushed, ret);
     }
-    bsst_drop_all_slots(s);
     bsst_free(s);
 }
 
 /*
- * Nobody else may use the image while blocks of it are in the store, and the
+ * Nobody else may use the image while blocks of it are in the store, and a
  * drain at close needs to write although no parent does any more (B6).
  * Before we have parents we take nothing: bdrv_insert_node() opens us below
  * those who still use the image.
@@ -380,7 +348,7 @@ bsst_child_perm(BlockDriverState *bs, BdrvChild *c, BdrvChildRole role,
     if (QLIST_EMPTY(&bs->parents) && !qatomic_read(&s->map_count)) {
         return;
     }
-    if (qatomic_read(&s->map_count)) {
+    if (qatomic_read(&s->map_count) && !bdrv_is_read_only(bs) && !s->frozen) {
         *nperm |= BLK_PERM_WRITE;
     }
     *nshared &= ~(BLK_PERM_WRITE | BLK_PERM_RESIZE |
@@ -390,36 +358,55 @@ bsst_child_perm(BlockDriverState *bs, BdrvChild *c, BdrvChildRole role,
 static int bsst_reopen_prepare(BDRVReopenState *state,
                                BlockReopenQueue *queue, Error **errp)
 {
+    BDRVBsstState *s = state->bs->opaque;
+    bool writable = state->flags & BDRV_O_RDWR;
     int ret;
 
     /* The block layer refuses changes of options that we leave alone. */
-    if ((state->flags & BDRV_O_RDWR) || bdrv_is_read_only(state->bs)) {
+    if (writable == !bdrv_is_read_only(state->bs)) {
         return 0;
     }
-    ret = bsst_settle(state->bs);
+    if (writable) {
+        return bsst_check_store_writable(s, errp) ? 0 : -EACCES;
+    }
+    s->frozen = true;
+    ret = bsst_settle(state->bs, NULL);
     if (ret < 0) {
-        error_setg_errno(errp, -ret, "Could not copy the blocks that are in "
+        s->frozen = false;
+        error_setg_errno(errp, -ret, "Could not flush the blocks that are in "
                          "the block-swap store");
     }
     return ret;
 }
 
-static int GRAPH_RDLOCK bsst_inactivate(BlockDriverState *bs)
+/* By now the block layer knows whether we are read-only. */
+static void bsst_reopen_end(BDRVReopenState *state)
 {
-    return bdrv_is_read_only(bs) ? 0 : bsst_settle(bs);
+    BDRVBsstState *s = state->bs->opaque;
+
+    s->frozen = false;
 }
 
-/* The image may have been opened and guarded elsewhere meanwhile. */
+static int GRAPH_RDLOCK bsst_inactivate(BlockDriverState *bs)
+{
+    return bdrv_is_read_only(bs) ? 0 : bsst_settle(bs, NULL);
+}
+
+/* The image may have been opened elsewhere meanwhile, and have changed. */
 static void coroutine_fn GRAPH_RDLOCK
 bsst_co_invalidate_cache(BlockDriverState *bs, Error **errp)
 {
     BDRVBsstState *s = bs->opaque;
-    QemuUUID uuid;
+    Qcow2BsstGuard guard;
 
-    if (s->can_guard &&
-        qcow2_get_bsst_guard(bdrv_skip_filters(bs->file->bs), &uuid)) {
-        error_setg(errp, "Image '%s' became guarded while node '%s' was "
-                   "inactive", bs->file->bs->filename,
+    if (!s->can_guard) {
+        return;
+    }
+    qcow2_get_bsst_guard(bdrv_skip_filters(bs->file->bs), &guard);
+    if (guard.set != s->guarded ||
+        (guard.set && guard.generation != s->generation)) {
+        error_setg(errp, "Image '%s' was opened with a block-swap store while "
+                   "node '%s' was inactive", bs->file->bs->filename,
                    bdrv_get_node_name(bs));
     }
 }
@@ -491,7 +478,8 @@ static bool bsst_insert_options(BlockDriverState *bs, QDict *options,
                                 Error **errp)
 {
     static const char *const known[] = {
-        "node-name", "store", "aio", "raw-image", "x-test-indirect", NULL
+        "node-name", "store", "aio", "raw-image", "drain-on-close",
+        "x-test-indirect", NULL
     };
     const QDictEntry *e;
     const char *store;
@@ -541,6 +529,8 @@ BlockDriver bdrv_bsst = {
     .bdrv_close                 = bsst_close,
     .bdrv_child_perm            = bsst_child_perm,
     .bdrv_reopen_prepare        = bsst_reopen_prepare,
+    .bdrv_reopen_commit         = bsst_reopen_end,
+    .bdrv_reopen_abort          = bsst_reopen_end,
     .bdrv_inactivate            = bsst_inactivate,
     .bdrv_co_invalidate_cache   = bsst_co_invalidate_cache,
 

@@ -4,9 +4,10 @@
  * Header extension (all integers big-endian):
  *
  *    Byte   0 - 15:  UUID of the store
- *          16 - 23:  generation, 0 for now
+ *          16 - 23:  generation
+ *          24 - 39:  UUID of the image
  *
- * It is present if and only if the incompatible feature bit is set.
+ * It must be present if the incompatible feature bit is set.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -20,7 +21,7 @@
 #include "qapi/error.h"
 #include "qemu/lockable.h"
 
-QEMU_BUILD_BUG_ON(sizeof(Qcow2BsstHeaderExt) != 24);
+QEMU_BUILD_BUG_ON(sizeof(Qcow2BsstHeaderExt) != 40);
 
 static bool qcow2_is_bsst_guarded(BDRVQcow2State *s)
 {
@@ -47,58 +48,49 @@ bool qcow2_can_bsst_guard(BlockDriverState *bs, Error **errp)
     return true;
 }
 
-bool qcow2_get_bsst_guard(BlockDriverState *bs, QemuUUID *uuid)
+void qcow2_get_bsst_guard(BlockDriverState *bs, Qcow2BsstGuard *guard)
 {
     BDRVQcow2State *s = bs->opaque;
 
     assert(bs->drv == &bdrv_qcow2);
-    if (!qcow2_is_bsst_guarded(s)) {
-        return false;
-    }
-    memcpy(uuid->data, s->bsst_guard.uuid, sizeof(uuid->data));
-    return true;
+    guard->set = qcow2_is_bsst_guarded(s);
+    guard->generation = be64_to_cpu(s->bsst_guard.generation);
+    memcpy(guard->store.data, s->bsst_guard.uuid, sizeof(guard->store.data));
+    memcpy(guard->image.data, s->bsst_guard.image_uuid,
+           sizeof(guard->image.data));
 }
 
-static int coroutine_fn GRAPH_RDLOCK
-qcow2_co_write_bsst_guard(BlockDriverState *bs, bool set)
+int coroutine_fn
+qcow2_co_set_bsst_guard(BlockDriverState *bs, const Qcow2BsstGuard *guard)
 {
     BDRVQcow2State *s = bs->opaque;
-    uint64_t old_features = s->incompatible_features;
+    Qcow2BsstHeaderExt old_ext;
+    uint64_t old_features;
     int ret;
 
-    if (set) {
+    QEMU_LOCK_GUARD(&s->lock);
+    old_ext = s->bsst_guard;
+    old_features = s->incompatible_features;
+
+    if (guard->set) {
         s->incompatible_features |= QCOW2_INCOMPAT_BSST;
     } else {
         s->incompatible_features &= ~(uint64_t)QCOW2_INCOMPAT_BSST;
     }
+    s->bsst_guard.generation = cpu_to_be64(guard->generation);
+    memcpy(s->bsst_guard.uuid, guard->store.data, sizeof(s->bsst_guard.uuid));
+    memcpy(s->bsst_guard.image_uuid, guard->image.data,
+           sizeof(s->bsst_guard.image_uuid));
+
     ret = qcow2_update_header(bs);
     if (ret == 0) {
         ret = bdrv_co_flush(bs->file->bs);
     }
     if (ret < 0) {
         s->incompatible_features = old_features;
+        s->bsst_guard = old_ext;
     }
     return ret;
-}
-
-int coroutine_fn
-qcow2_co_set_bsst_guard(BlockDriverState *bs, const QemuUUID *uuid,
-                        uint64_t generation)
-{
-    BDRVQcow2State *s = bs->opaque;
-
-    QEMU_LOCK_GUARD(&s->lock);
-    memcpy(s->bsst_guard.uuid, uuid->data, sizeof(s->bsst_guard.uuid));
-    s->bsst_guard.generation = cpu_to_be64(generation);
-    return qcow2_co_write_bsst_guard(bs, true);
-}
-
-int coroutine_fn qcow2_co_clear_bsst_guard(BlockDriverState *bs)
-{
-    BDRVQcow2State *s = bs->opaque;
-
-    QEMU_LOCK_GUARD(&s->lock);
-    return qcow2_co_write_bsst_guard(bs, false);
 }
 
 int qcow2_bsst_check_perm(BlockDriverState *bs, uint64_t perm, uint64_t shared,

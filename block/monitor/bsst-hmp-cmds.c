@@ -14,6 +14,37 @@
 #include "qemu/module.h"
 #include "qemu/units.h"
 
+static void print_image(GString *buf, const BsstImageInfo *i)
+{
+    g_string_append_printf(buf, "  image %s (%s): %" PRIu64 " indirections, %"
+                           PRIu64 " slots kept until the next flush%s%s%s\n",
+                           i->uuid, i->filename, i->indirections,
+                           i->held_slots, i->pending ? ", changed" : "",
+                           i->attached ? "" : ", not attached",
+                           i->raw ? ", no guard" : "");
+}
+
+static void print_journal(GString *buf, const BsstJournalInfo *j)
+{
+    g_string_append_printf(buf, "  journal: %" PRIu64 " commits of %" PRIu64
+                           " records for %" PRIu64 " blocks, %" PRIu64
+                           " checkpoints, %" PRIu64 " flushes, %" PRIu64
+                           " errors; %" PRIu64 " KiB long\n", j->commits,
+                           j->records, j->recorded_blocks, j->checkpoints,
+                           j->flushes, j->errors, j->used_bytes / KiB);
+    g_string_append_printf(buf, "  journal written: %" PRIu64 " KiB, "
+                           "checksums %" PRIu64 " KiB, checkpoints %" PRIu64
+                           " KiB\n", j->journal_bytes / KiB,
+                           j->checksum_bytes / KiB, j->checkpoint_bytes / KiB);
+    if (j->recovered_indirections) {
+        g_string_append_printf(buf, "  found at the start: %" PRIu64
+                               " indirections of %" PRIu64 " images, %" PRIu64
+                               " journal blocks replayed\n",
+                               j->recovered_indirections, j->recovered_images,
+                               j->replayed_blocks);
+    }
+}
+
 static void print_store(GString *buf, const BsstStoreStats *s)
 {
     g_string_append_printf(buf, "%s: store %s, aio=%s%s\n", s->node_name,
@@ -30,6 +61,10 @@ static void print_store(GString *buf, const BsstStoreStats *s)
                            s->punched_bytes / MiB);
     g_string_append_printf(buf, "  errors: %" PRIu64 " I/O, %" PRIu64
                            " checksum\n", s->io_errors, s->checksum_errors);
+    print_journal(buf, s->journal);
+    for (BsstImageInfoList *i = s->images; i; i = i->next) {
+        print_image(buf, i->value);
+    }
 }
 
 static void print_node(GString *buf, const BsstNodeStats *n)

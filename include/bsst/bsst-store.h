@@ -1,5 +1,6 @@
 /*
- * The block-swap store: slots, their references and checksums, private I/O
+ * The block-swap store: slots, their references and checksums, private I/O,
+ * and the journal that makes indirections last
  *
  * The store is a qcow2 image (or any format whose mapping is total and does
  * not move) on a local file or host device.  It is opened through the block
@@ -21,6 +22,7 @@
 
 #include "block/block-common.h"
 #include "qemu/iov.h"
+#include "bsst/bsst-journal.h"
 #include "bsst/pager.h"
 #include "bsst/types.h"
 #include "qapi/qapi-types-bsst.h"
@@ -40,8 +42,11 @@ bool bsst_store_create(const char *path, uint64_t size, Error **errp);
  * Open the store on the block node @node_name, or reference it if it is open
  * already.  @aio applies to a store that was not open yet.
  *
- * Refuses a node that is not a store, a protocol without a host file, an
- * incomplete mapping.  Returns NULL and sets @errp on failure.
+ * A store that was not closed is recovered.  A read-only node is read only:
+ * nothing is written, not even then.
+ *
+ * Refuses a node that is not a store, a damaged one, a protocol without a host
+ * file, an incomplete mapping.  Returns NULL and sets @errp on failure.
  */
 BsstStore *bsst_store_open(const char *node_name, BlockdevAioOptions aio,
                            Error **errp);
@@ -53,11 +58,15 @@ BsstStore *bsst_store_next(BsstStore *s);
 
 const char *bsst_store_node_name(const BsstStore *s);
 const QemuUUID *bsst_store_uuid(const BsstStore *s);
+bool bsst_store_read_only(const BsstStore *s);
+
+/* The journal, with all images; as long as the store is open. */
+BsstJournal *bsst_store_journal(BsstStore *s);
 
 /*
  * The node name of the store that -drive bsst=on uses.  Set by the one
- * swapper, which adds and deletes it.  Getting it sets @errp and returns NULL if no
- * swapper was created, or more than one.
+ * swapper, which adds and deletes it.  Getting it sets @errp and returns NULL
+ * if no swapper was created, or more than one.
  */
 void bsst_default_store_add(const char *node_name);
 void bsst_default_store_del(const char *node_name);

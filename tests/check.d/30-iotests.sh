@@ -9,7 +9,8 @@
 
 set -u
 BUILD=${BUILD:-build}
-tests='bsst-io bsst-map bsst-discard bsst-guard bsst-drive-opts bsst-stress'
+tests='bsst-io bsst-map bsst-discard bsst-guard bsst-drive-opts bsst-durability
+bsst-stress'
 failed=0
 
 if ! cd "$BUILD/tests/qemu-iotests" 2>/dev/null; then

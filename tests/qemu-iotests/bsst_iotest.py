@@ -25,8 +25,10 @@ def create_store(path=STORE, size='64M'):
              path, size)
 
 
-def image_opts(image=IMAGE, store=STORE, fmt='qcow2', seed=7, **extra):
-    opts = {'driver': 'bsst',
+def image_opts(image=IMAGE, store=STORE, fmt='qcow2', seed=7, drain='on',
+               **extra):
+    """A bsst node; unless @drain is off the image is complete at the end."""
+    opts = {'driver': 'bsst', 'drain-on-close': drain,
             'file.driver': fmt, 'file.file.filename': image,
             'store.driver': 'qcow2', 'store.file.filename': store}
     if seed:
@@ -63,7 +65,7 @@ class BsstTestCase(iotests.QMPTestCase):
         if self.qsd:
             self.qsd.stop()
         for path in self.files + [NBD_SOCK]:
-            if os.path.exists(path):
+            if os.path.lexists(path):
                 os.remove(path)
 
     def path(self, name):
@@ -91,7 +93,7 @@ class BsstTestCase(iotests.QMPTestCase):
         self.assertIn(message, result.stdout)
         return result.stdout
 
-    def launch(self, seed=7, discard='unmap'):
+    def launch(self, seed=7, discard='unmap', drain='on'):
         """Export the node, writable; returns after NBD is reachable."""
         self.qsd = QemuStorageDaemon(
             '--blockdev', f'qcow2,node-name=g,file.driver=file,'
@@ -99,7 +101,7 @@ class BsstTestCase(iotests.QMPTestCase):
             '--blockdev', f'qcow2,node-name=s,file.driver=file,'
             f'file.filename={STORE}',
             '--blockdev', f'bsst,node-name=d,file=g,store=s,discard=unmap,'
-            f'x-test-indirect={seed}',
+            f'x-test-indirect={seed},drain-on-close={drain}',
             '--nbd-server', f'addr.type=unix,addr.path={NBD_SOCK}',
             '--export', 'nbd,id=e,node-name=d,name=d,writable=on', qmp=True)
 

@@ -267,9 +267,43 @@ static void touch_all(FakePager *p)
     }
 }
 
-static void setup(Fixture *f)
+/* Open disk and store, and hang the pager on the store. */
+static void open_disk(Fixture *f, const char *drain)
 {
     QDict *opts = qdict_new();
+
+    qdict_put_str(opts, "driver", "bsst");
+    qdict_put_str(opts, "file.driver", "file");
+    qdict_put_str(opts, "file.filename", f->image);
+    qdict_put_str(opts, "store.driver", "qcow2");
+    qdict_put_str(opts, "store.file.driver", "file");
+    qdict_put_str(opts, "store.file.filename", f->store_path);
+    qdict_put_str(opts, "raw-image", "allow");
+    qdict_put_str(opts, "drain-on-close", drain);
+    f->blk = blk_new_open(NULL, NULL, opts, BDRV_O_RDWR, &error_abort);
+    f->store = bsst_store_next(NULL);
+    f->p->store = f->store;
+    bsst_store_set_pager(f->store, &f->p->pager, &error_abort);
+    bsst_store_set_armed(f->store, true);
+}
+
+/* All pages are present.  The disk is all that uses slots then. */
+static void close_disk(Fixture *f)
+{
+    touch_all(f->p);
+    bsst_store_clear_pager(f->store, &f->p->pager);
+    blk_unref(f->blk);
+}
+
+static uint64_t slots_in_use(const Fixture *f)
+{
+    g_autoptr(BsstStoreStats) st = bsst_store_query(f->store);
+
+    return st->slots - st->slots_free;
+}
+
+static void setup(Fixture *f)
+{
     int fd;
 
     f->dir = g_dir_make_tmp("bsst-XXXXXX", NULL);
@@ -280,41 +314,30 @@ static void setup(Fixture *f)
     g_assert(fd >= 0 && ftruncate(fd, sizeof(f->shadow)) == 0);
     close(fd);
 
-    qdict_put_str(opts, "driver", "bsst");
-    qdict_put_str(opts, "file.driver", "file");
-    qdict_put_str(opts, "file.filename", f->image);
-    qdict_put_str(opts, "store.driver", "qcow2");
-    qdict_put_str(opts, "store.file.driver", "file");
-    qdict_put_str(opts, "store.file.filename", f->store_path);
-    qdict_put_str(opts, "raw-image", "allow");
-    f->blk = blk_new_open(NULL, NULL, opts, BDRV_O_RDWR, &error_abort);
-    f->store = bsst_store_next(NULL);
-
     f->p = g_new0(FakePager, 1);
-    f->p->store = f->store;
     f->p->mem = qemu_memalign(BSST_PAGE_SIZE, PAGES * BSST_PAGE_SIZE);
-    f->p->content = bsst_store_buffer(f->store, PAGES * BSST_PAGE_SIZE);
+    f->p->content = qemu_memalign(BSST_PAGE_SIZE, PAGES * BSST_PAGE_SIZE);
     f->p->pager.ops = &fake_ops;
     f->p->pager.refcnt = 1;
     f->p->pager.armed = true;
     f->p->pager.tesseract = true;
-    bsst_store_set_pager(f->store, &f->p->pager, &error_abort);
-    bsst_store_set_armed(f->store, true);
+    open_disk(f, "on");
 }
 
 static void teardown(Fixture *f)
 {
-    g_autoptr(BsstStoreStats) stats = NULL;
+    g_autofree char *disk = NULL;
 
-    touch_all(f->p);
-    g_assert_cmpint(blk_flush(f->blk), ==, 0);
-    stats = bsst_store_query(f->store);
+    bsst_store_ref(f->store);
+    close_disk(f);
     /* No reference was lost */
-    g_assert_cmpint(stats->slots_free, ==, stats->slots);
-    bsst_store_clear_pager(f->store, &f->p->pager);
+    g_assert_cmpint(slots_in_use(f), ==, 0);
+    bsst_store_unref(f->store);
     bsst_pager_unref(&f->p->pager);
     g_assert_true(f->p->freed);
-    blk_unref(f->blk);
+    /* The image is complete */
+    g_assert_true(g_file_get_contents(f->image, &disk, NULL, NULL));
+    g_assert_cmpint(memcmp(disk, f->shadow, sizeof(f->shadow)), ==, 0);
     qemu_vfree(f->p->mem);
     qemu_vfree(f->p->content);
     g_free(f->p);
@@ -418,6 +441,71 @@ static void test_shared_slot(void)
     teardown(f);
 }
 
+/* Closed without a drain, opened again: what the guest wrote is there. */
+static void test_close(void)
+{
+    g_autofree Fixture *f = g_new0(Fixture, 1);
+    unsigned round;
+
+    setup(f);
+    for (round = 0; round < 20; round++) {
+        g_autoptr(BsstInfo) info = NULL;
+        unsigned k;
+
+        close_disk(f);
+        open_disk(f, "off");
+        check_disk(f);
+        /* The slots that the disk uses are the ones that are in use */
+        info = qmp_query_bsst(&error_abort);
+        g_assert_cmpint(info->stores->value->journal->recovered_indirections,
+                        ==, info->nodes->value->indirections);
+        g_assert_cmpint(slots_in_use(f), <=, info->nodes->value->indirections);
+        g_assert_true(slots_in_use(f) || !info->nodes->value->indirections);
+        for (k = 0; k < 5; k++) {
+            shuffle(f->p, -1);
+            write_pages(f, k * 10, PAGES - k * 10,
+                        g_random_int_range(0, DISK_BLOCKS - PAGES));
+        }
+    }
+    close_disk(f);
+    open_disk(f, "on");
+    teardown(f);
+}
+
+/* A flush copies nothing; slots that it makes free are free then. */
+static void test_flush(void)
+{
+    g_autofree Fixture *f = g_new0(Fixture, 1);
+    g_autoptr(BsstInfo) info = NULL;
+    BsstNodeStats *st;
+    BsstImageInfo *image;
+
+    setup(f);
+    shuffle(f->p, BSST_PAGE_SLOT);
+    write_pages(f, 0, 128, 0);
+    g_assert_cmpint(blk_flush(f->blk), ==, 0);
+    touch_all(f->p);
+    g_assert_cmpint(slots_in_use(f), ==, 128);
+    shuffle(f->p, BSST_PAGE_PRESENT);
+    write_pages(f, 0, 64, 0);
+
+    /* A crash would bring 64 slots back: they are not free yet. */
+    g_assert_cmpint(slots_in_use(f), ==, 128);
+    info = qmp_query_bsst(&error_abort);
+    st = info->nodes->value;
+    image = info->stores->value->images->value;
+    g_assert_cmpint(st->indirections, ==, 64);
+    g_assert_cmpint(st->held_slots, ==, 64);
+    g_assert_cmpint(st->removed_drain, ==, 0);
+    g_assert_cmpint(image->indirections, ==, 64);
+    g_assert_cmpint(image->held_slots, ==, 64);
+    g_assert_true(image->pending && image->attached && image->raw);
+    g_assert_cmpint(blk_flush(f->blk), ==, 0);
+    g_assert_cmpint(slots_in_use(f), ==, 64);
+    check_disk(f);
+    teardown(f);
+}
+
 /* What the baseline counts. */
 static void test_baseline(void)
 {
@@ -469,6 +557,8 @@ int main(int argc, char **argv)
     g_test_add_func("/bsst-driver/write", test_write);
     g_test_add_func("/bsst-driver/read", test_read);
     g_test_add_func("/bsst-driver/shared-slot", test_shared_slot);
+    g_test_add_func("/bsst-driver/close", test_close);
+    g_test_add_func("/bsst-driver/flush", test_flush);
     g_test_add_func("/bsst-driver/baseline", test_baseline);
     g_test_add_func("/bsst-driver/prepare-time", test_prepare_time);
     return g_test_run();

@@ -1252,6 +1252,7 @@ static void open_disk(Stress *s)
 
     qdict_put_str(opts, "driver", "bsst");
     qdict_put_str(opts, "store", "store0");
+    qdict_put_str(opts, "drain-on-close", "on");
     qdict_put_str(opts, "file.driver", "qcow2");
     qdict_put_str(opts, "file.discard", "unmap");
     put_file(opts, "file.file.", s->image, s->aio, direct);
