@@ -229,6 +229,12 @@ PageState state_of(Fixture *f, uint64_t page)
     return page_state(&f->p->pages, page);
 }
 
+PagerCounters counters(Fixture *f)
+{
+    QEMU_LOCK_GUARD(&f->p->lock);
+    return f->p->n;
+}
+
 void evict(Fixture *f, uint64_t page, uint64_t n, bool to_store)
 {
     uint64_t out = 0;

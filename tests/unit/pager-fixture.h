@@ -74,6 +74,7 @@ bool present(const Fixture *f, uint64_t page);
 uint64_t present_pages(const void *mem, uint64_t npages);
 uint64_t count(Fixture *f, PageState state);
 PageState state_of(Fixture *f, uint64_t page);
+PagerCounters counters(Fixture *f);
 void evict(Fixture *f, uint64_t page, uint64_t n, bool to_store);
 /* As a device or the balloon does it */
 void discard(Fixture *f, uint64_t page, uint64_t n);

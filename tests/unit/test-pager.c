@@ -184,9 +184,7 @@ static void touch_under_limit(Fixture *f, uint64_t limit_bytes,
     }
     qatomic_set(&stop, true);
     touches = join_touchers(t, ARRAY_SIZE(t));
-    WITH_QEMU_LOCK_GUARD(&f->p->lock) {
-        n = f->p->n;
-    }
+    n = counters(f);
     g_test_message("limit %" PRIu64 " pages: peak %" PRIu64 ", above by more "
                    "than 1 %% for at most %" PRId64 " ms; %" PRIu64 " touches, "
                    "%" PRIu64 " pages out, %" PRIu64 " in", PAGES(limit_bytes),
@@ -205,8 +203,8 @@ static void test_limit(Fixture *f)
     touch_under_limit(f, ram / 2, load_seconds);
     touch_under_limit(f, ram / 4, load_seconds);
     touch_under_limit(f, ram / 2, 1);
-    g_assert_cmpuint(f->p->n.swap_outs, >, 0);
-    g_assert_cmpuint(f->p->n.swap_ins, >, 0);
+    g_assert_cmpuint(counters(f).swap_outs, >, 0);
+    g_assert_cmpuint(counters(f).swap_ins, >, 0);
 }
 
 /* All pages come back, the pager lets go, and starts again. */
@@ -321,7 +319,7 @@ static void test_claim(Fixture *f)
         g_assert_cmpint(c[i].kind, ==, kind[i / quarter]);
         check_claim(f, &c[i], i, f->gen[i]);
     }
-    g_assert_cmpuint(f->p->n.intercepted, ==, quarter);
+    g_assert_cmpuint(counters(f).intercepted, ==, quarter);
     /* A claim outlives the page's content. */
     for (i = 0; i < f->npages; i++) {
         put(f, i, 2);
@@ -381,7 +379,7 @@ static void test_claim_slots(Fixture *f)
     evict(f, quarter, quarter, false);
     g_assert(claim_slots(f, 0, 0, NULL));
     g_assert(claim_slots(f, 0, quarter, NULL));
-    g_assert_cmpuint(f->p->n.intercepted, ==, quarter);
+    g_assert_cmpuint(counters(f).intercepted, ==, quarter);
     g_assert(!claim_slots(f, 0, quarter, &none));
     for (i = quarter; i < f->npages; i += quarter) {
         void *other = page_at(f, i);
@@ -389,7 +387,7 @@ static void test_claim_slots(Fixture *f)
         g_assert(!claim_slots(f, 0, quarter, &other));
         g_assert(!claim_slots(f, i - 1, 2, NULL));
     }
-    g_assert_cmpuint(f->p->n.intercepted, ==, quarter);
+    g_assert_cmpuint(counters(f).intercepted, ==, quarter);
     check_slots(f, quarter);
     check_all(f);
     bring_all_back(f);
@@ -453,7 +451,7 @@ static void test_install(Fixture *f)
     }
     evict(f, 0, quarter, true);
     evict(f, quarter, quarter, false);
-    loads = f->p->n.swap_ins;
+    loads = counters(f).swap_ins;
     for (uint64_t i = 0; i < f->npages; i++) {
         void *addr = page_at(f, i);
         bool is_absent;
@@ -465,8 +463,8 @@ static void test_install(Fixture *f)
         f->gen[i] = is_absent ? 2 : 1;
         g_assert_cmpint(state_of(f, i), ==, PAGE_RESIDENT);
     }
-    g_assert_cmpuint(f->p->n.swap_ins, ==, loads);
-    g_assert_cmpuint(f->p->n.installed, ==, 3 * quarter);
+    g_assert_cmpuint(counters(f).swap_ins, ==, loads);
+    g_assert_cmpuint(counters(f).installed, ==, 3 * quarter);
     check_slots(f, 0);
     check_all(f);
     qemu_vfree(buf);
@@ -530,14 +528,14 @@ static void test_written(Fixture *f)
     while (count(f, PAGE_RESIDENT) < f->npages) {
         run_main_loop(1);
     }
-    g_assert_cmpuint(f->p->n.intercepted, ==, f->npages);
-    g_assert_cmpuint(f->p->n.intercepted_restored, ==, f->npages);
-    g_assert_cmpuint(f->p->n.intercepted_faults, ==, 0);
+    g_assert_cmpuint(counters(f).intercepted, ==, f->npages);
+    g_assert_cmpuint(counters(f).intercepted_restored, ==, f->npages);
+    g_assert_cmpuint(counters(f).intercepted_faults, ==, 0);
     for (uint64_t i = 0; i < f->npages; i++) {
         g_assert(present(f, i));
         bsst_slot_unref(f->store, &c[i].slot, 1);
     }
-    g_assert_cmpuint(f->p->n.faults_store, ==, 0);
+    g_assert_cmpuint(counters(f).faults_store, ==, 0);
     check_all(f);
 }
 
@@ -653,7 +651,7 @@ static void test_discard_races(Fixture *f)
     qemu_thread_join(&reader[1]);
     qemu_thread_join(&neighbour);
     g_test_message("%" PRIu64 " discards, %" PRIu64 " absent pages among them",
-                   rounds, f->p->n.discarded);
+                   rounds, counters(f).discarded);
     check_all(f);
     g_rand_free(rand);
     g_free(r.min_gen);
@@ -760,7 +758,7 @@ static void test_store_full(Fixture *f)
     while (!store_full(f)) {
         run_main_loop(5);
     }
-    g_assert_cmpuint(f->p->n.refused_store_full, >, 0);
+    g_assert_cmpuint(counters(f).refused_store_full, >, 0);
     start_touchers(f, t, ARRAY_SIZE(t), 50, &stop);
     run_main_loop(load_seconds * 1000);
     qatomic_set(&stop, true);
