@@ -14,6 +14,18 @@
 #include "qemu/bswap.h"
 #include "qemu/memalign.h"
 
+/*
+ * Blocks of the checksum table that are this close to each other are written
+ * in one go, with those in between: fewer requests are worth some bytes.
+ */
+#define CHECKSUM_GAP_BLOCKS     8u
+
+/*
+ * Blocks of a checkpoint that are composed, and written, in one go: the main
+ * loop does nothing else meanwhile.
+ */
+#define BODY_IO_BLOCKS          64u
+
 static void *try_alloc_blocks(uint64_t n)
 {
     return qemu_try_memalign(BSST_PAGE_SIZE, n * BSST_JOURNAL_BLOCK_BYTES);
@@ -189,8 +201,7 @@ int coroutine_fn bsst_checkpoint_co_write_body(BsstJournal *j, unsigned area,
     ret = bsst_block_writer_init(&w, j, BSST_BLOCK_CHECKPOINT,
                                  j->sb.checkpoint_offset[area] +
                                  BSST_JOURNAL_BLOCK_BYTES,
-                                 j->checkpoint_blocks, &pos,
-                                 BSST_JOURNAL_IO_BLOCKS);
+                                 j->checkpoint_blocks, &pos, BODY_IO_BLOCKS);
     while (ret == 0 && (image = next_image(j, image))) {
         ret = write_image(&w, image, image == prepared, cp, overflow);
     }
@@ -232,27 +243,42 @@ static void compose_checksums(BsstJournal *j, uint32_t block, uint8_t *buf)
     }
 }
 
+/* How many of the @n blocks @block[] to write in one go; up to *@last. */
+static unsigned checksum_run(const uint32_t *block, unsigned n, uint32_t *last)
+{
+    unsigned i = 0;
+
+    do {
+        *last = block[i++];
+    } while (i < n && block[i] - *last <= CHECKSUM_GAP_BLOCKS &&
+             block[i] - block[0] < BSST_JOURNAL_IO_BLOCKS);
+    return i;
+}
+
 int coroutine_fn bsst_journal_co_write_checksums(BsstJournal *j,
                                                  const uint32_t *block,
                                                  unsigned n)
 {
-    uint8_t *buf = try_alloc_blocks(MIN(n, BSST_JOURNAL_IO_BLOCKS));
-    unsigned i;
+    uint64_t span = (uint64_t)block[n - 1] - block[0] + 1;
+    uint8_t *buf = try_alloc_blocks(MIN(span, BSST_JOURNAL_IO_BLOCKS));
+    uint32_t b, last;
+    unsigned done;
     int ret = 0;
 
     if (!buf) {
         return -ENOMEM;
     }
     qemu_co_mutex_lock(&j->checksum_lock); /* J9 */
-    while (n && ret == 0) {
-        for (i = 0; i < MIN(n, BSST_JOURNAL_IO_BLOCKS) &&
-                    block[i] == block[0] + i; i++) {
-            compose_checksums(j, block[i], buf + i * BSST_JOURNAL_BLOCK_BYTES);
+    for (; n && ret == 0; block += done, n -= done) {
+        done = checksum_run(block, n, &last);
+        for (b = block[0]; b <= last; b++) {
+            compose_checksums(j, b, buf + (b - block[0]) *
+                              BSST_JOURNAL_BLOCK_BYTES);
         }
-        ret = write_blocks(j, j->sb.checksums_offset, block[0], buf, i);
-        stat64_add(&j->checksum_bytes, i * BSST_JOURNAL_BLOCK_BYTES);
-        block += i;
-        n -= i;
+        ret = write_blocks(j, j->sb.checksums_offset, block[0], buf,
+                           last - block[0] + 1);
+        stat64_add(&j->checksum_bytes, (last - block[0] + 1) *
+                                       BSST_JOURNAL_BLOCK_BYTES);
     }
     qemu_co_mutex_unlock(&j->checksum_lock);
     qemu_vfree(buf);
