@@ -19,6 +19,7 @@ help:
 	@echo 'make refresh-patches        write patches/ from the commits in qemu/'
 	@echo 'make bench-write-prepare    the paper'"'"'s write-prepare figure, without a guest'
 	@echo 'make bench-fsync            what an fsync costs with bsst=on'
+	@echo 'make bench-recovery         opening a store with ten million indirections'
 	@echo 'make bench-no-pressure      what bsst costs where it is not needed'
 	@echo 'make soak N=20              that many demos in a row'
 	@echo 'make stock                  unpatched QEMU for comparison, in build/stock/'
