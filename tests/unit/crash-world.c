@@ -1195,6 +1195,9 @@ static bool begin_exclusive(OpRun *r)
         return false;
     }
     r->g->exclusive = true;
+    if (r->op.seed % 8 < 2) {
+        r->w->fault[r->op.seed % 2 ? FAULT_STORE_WRITE : FAULT_STORE_FLUSH]++;
+    }
     if (r->op.kind == OP_FORGET) {
         model_uncover(r->w, r->g);
     }
