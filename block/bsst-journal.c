@@ -70,6 +70,7 @@
 #include "block/aio-wait.h"
 #include "bsst-journal-int.h"
 #include "qemu/main-loop.h"
+#include "trace.h"
 
 /* Records that are fetched in one go under an image's lock */
 #define COLLECT_RECORDS     512u
@@ -424,6 +425,7 @@ static void coroutine_fn append_lead(BsstJournal *j, BsstCommit *self)
     nblocks = append_take(j, self, &queue);
     if (nblocks && !bsst_journal_is_dead(j)) {
         ret = journal_error(j, append_co_write(j, &queue, nblocks));
+        trace_bsst_journal_append(j, j->tail.sequence, nblocks, ret);
     }
     QSIMPLEQ_FOREACH_SAFE(c, &queue, next, next) {
         c->ret = ret;
@@ -566,6 +568,8 @@ static int coroutine_fn checkpoint_co_locked(BsstJournal *j, BsstCommit *c)
     if (!bsst_journal_is_dead(j)) {
         ret = checkpoint_co_write(j, c ? c->image : NULL, &cp);
     }
+    trace_bsst_journal_checkpoint(j, cp.number, cp.nblocks, cp.nindirections,
+                                  ret);
     if (journal_error(j, ret) < 0) {
         return ret;
     }
@@ -628,6 +632,8 @@ int coroutine_fn bsst_table_co_write(BsstImage *image, const BsstImageEntry *e)
         image->entry = *e;
         image->entry_in_doubt = false;
     }
+    trace_bsst_table_write(image, image->index, e->in_use, e->generation,
+                           e->announced, ret);
     return journal_error(j, ret);
 }
 
@@ -706,6 +712,7 @@ static int coroutine_fn image_co_round(BsstImage *image, BsstDataFlush *flush,
     if (ret < 0) {
         commit_failed(&c);
     }
+    trace_bsst_journal_commit(image, c.records->len, ret);
     commit_end(&c);
     return ret;
 }
