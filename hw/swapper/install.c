@@ -170,7 +170,7 @@ typedef struct Load {
     uint64_t done;              /* pages that need nothing more: bitmap */
     bool restoring;
     bool failing;               /* counted in Pager.failing */
-    int64_t start_ns;           /* of the fault; 0 if there was none */
+    int64_t start_ns;           /* of a fault not yet answered, or 0 */
 } Load;
 
 /* @page continues a run: it is in @slot, and has all of @flags. */
@@ -214,13 +214,16 @@ static bool load_is_ours_locked(Pager *p, const Load *l, unsigned i)
 }
 
 /*
- * Take those pages of @mask that are still ours.  Returns them.  Others have
- * been installed or discarded, or are on their way again.
+ * Take those pages of @mask that are still ours.  Returns them, and in @wanted
+ * those that somebody waits for.  Others have been installed or discarded, or
+ * are on their way again.
  */
-static uint64_t load_take_locked(Pager *p, const Load *l, uint64_t mask)
+static uint64_t load_take_locked(Pager *p, const Load *l, uint64_t mask,
+                                 uint64_t *wanted)
 {
     uint64_t taken = 0;
 
+    *wanted = 0;
     for (unsigned i = 0; i < l->n; i++) {
         uint64_t page = l->page + i;
 
@@ -233,6 +236,7 @@ static uint64_t load_take_locked(Pager *p, const Load *l, uint64_t mask)
             !page_flag(&p->pages, page, PAGE_FLAG_FAULTED);
         if (page_flag(&p->pages, page, PAGE_FLAG_FAULTED)) {
             policy_event(&p->policy, &p->pages, page, POLICY_FAULT);
+            *wanted |= 1ull << i;
         }
         page_install_begin(&p->pages, page);
         taken |= 1ull << i;
@@ -240,25 +244,48 @@ static uint64_t load_take_locked(Pager *p, const Load *l, uint64_t mask)
     return taken;
 }
 
-/* Install those pages of @mask that are still ours; @buf has all of @l. */
-static void load_install(Load *l, const uint8_t *buf, uint64_t mask)
+/* Install the pages of @mask, which are INSTALLING; @buf has all of @l. */
+static void load_copy(Load *l, const uint8_t *buf, uint64_t mask)
 {
     Pager *p = l->sh->p;
-    uint64_t taken, rest;
 
-    WITH_QEMU_LOCK_GUARD(&p->lock) {
-        taken = load_take_locked(p, l, mask);
-    }
-    for (rest = taken; rest; ) {
-        unsigned i = ctz64(rest), run = cto64(rest >> i);
+    while (mask) {
+        unsigned i = ctz64(mask), run = cto64(mask >> i);
 
         install_copy(l->sh, l->page + i, buf + (size_t)i * BSST_PAGE_SIZE,
                      run);
         WITH_QEMU_LOCK_GUARD(&p->lock) {
             install_done_locked(p, l->page + i, run);
         }
-        rest &= ~MAKE_64BIT_MASK(i, run);
+        mask &= ~MAKE_64BIT_MASK(i, run);
     }
+}
+
+static void load_answered(Load *l)
+{
+    if (l->start_ns) {
+        bsst_latency_add(&l->sh->p->lat_store, get_clock() - l->start_ns);
+        l->start_ns = 0;
+    }
+}
+
+/*
+ * Install those pages of @mask that are still ours, first what somebody waits
+ * for: he need not wait for its neighbours, too.
+ */
+static void load_install(Load *l, const uint8_t *buf, uint64_t mask)
+{
+    Pager *p = l->sh->p;
+    uint64_t taken, wanted;
+
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        taken = load_take_locked(p, l, mask, &wanted);
+    }
+    load_copy(l, buf, wanted);
+    if (wanted) {
+        load_answered(l);
+    }
+    load_copy(l, buf, taken & ~wanted);
     l->done |= mask;
     if (taken != mask) {
         /* Who waits for a page that was discarded must look again. */
@@ -369,9 +396,7 @@ static void coroutine_fn load_co_entry(void *opaque)
 
     read = load_co_all(l, buf);
     qemu_vfree(buf);
-    if (l->start_ns) {
-        bsst_latency_add(&p->lat_store, get_clock() - l->start_ns);
-    }
+    load_answered(l);       /* if not before, somebody else did it */
     load_unref(l);
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         p->loads--;
