@@ -1,7 +1,7 @@
 # Thin front door: every target is a script that can be run by itself.
 
 .DEFAULT_GOAL := all
-.PHONY: all help stock demo check check-core check-crash check-kill9 check-series fuzz \
+.PHONY: all help stock demo check check-core check-crash check-kill9 check-powercut check-series fuzz \
 	refresh-patches soak install clean distclean
 
 all:
@@ -15,6 +15,7 @@ help:
 	@echo 'make fuzz TIME=900          fuzz the decoders of a store'"'"'s metadata (needs clang)'
 	@echo 'make check-crash [STATES=n]  crash enumeration for the journal: a million states'
 	@echo 'make check-kill9 [N=200]    kill QEMU N times and look for lost data'
+	@echo 'make check-powercut [STATES=n]  power cuts on real files, recorded and replayed'
 	@echo 'make check-series           patches against 10.0 and 10.2, and checkpatch'
 	@echo 'make refresh-patches        write patches/ from the commits in qemu/'
 	@echo 'make bench-write-prepare    the paper'"'"'s write-prepare figure, without a guest'
@@ -45,6 +46,9 @@ check-crash: all
 
 check-kill9: all
 	@tests/kill9/run-kill9 $(or $(N),20) $(if $(SEED),--seed $(SEED))
+
+check-powercut: all
+	@tests/powercut/run-powercut $(or $(STATES),2000) $(if $(SEED),--seed $(SEED))
 
 check-series:
 	@scripts/check-series
