@@ -27,6 +27,13 @@
 #define IO_BYTES    (BSST_JOURNAL_IO_BLOCKS * BSST_JOURNAL_BLOCK_BYTES)
 
 /*
+ * What there is in the end has a slot for each indirection.  On the way there
+ * may be more: a checkpoint is not of one moment, and the journal begins before
+ * it.  More than this many times the slots is damage that would eat memory.
+ */
+#define MAX_RESTORED    4u
+
+/*
  * Damage: refuse the store, or tell who salvages it.  Returns true if reading
  * goes on.
  */
@@ -148,11 +155,38 @@ typedef struct Replay {
     BsstJournalPosition end;    /* behind what has been applied */
     uint64_t origin;            /* blocks of images that came later ... */
     uint64_t nindirections;
+    uint64_t *restored;         /* entries of all maps, so far */
+    bool too_many;              /* salvage: some were left out */
     BsstRecord *records;
 } Replay;
 
-/* Apply the records of a block that @h describes. */
-static void replay_records(Replay *r, const BsstBlockHeader *h, unsigned n)
+/* Apply one record, unless it were too many. */
+static bool replay_record(Replay *r, BsstImage *image,
+                          const BsstRecord *record, Error **errp)
+{
+    const IndirectMap *map = durable_map_current(image->map);
+    uint64_t max = (uint64_t)r->j->sb.nslots * MAX_RESTORED;
+    uint64_t before = indirect_map_count(map);
+
+    if (record->slot != BSST_SLOT_NONE && *r->restored + record->n > max) {
+        if (!r->too_many) {
+            r->too_many = true;
+            return damaged(r->j, errp, 14, "it has far more indirections than "
+                           "its %" PRIu32 " slots", r->j->sb.nslots);
+        }
+        return true;
+    }
+    durable_map_restore(image->map, record);
+    *r->restored += indirect_map_count(map) - before;
+    return true;
+}
+
+/*
+ * Apply the records of a block that @h describes.  Returns false and sets @errp
+ * if that cannot be.
+ */
+static bool replay_records(Replay *r, const BsstBlockHeader *h, unsigned n,
+                           Error **errp)
 {
     BsstJournal *j = r->j;
     BsstImage *image = j->table[h->image];
@@ -165,11 +199,14 @@ static void replay_records(Replay *r, const BsstBlockHeader *h, unsigned n)
     }
     if (!image || when < image->entry.first_sequence) {
         j->retired[h->image] = !image; /* J10 */
-        return;
+        return true;
     }
     for (i = 0; i < n; i++) {
-        durable_map_restore(image->map, &r->records[i]);
+        if (!replay_record(r, image, &r->records[i], errp)) {
+            return false;
+        }
     }
+    return true;
 }
 
 /* Salvage: there is no next block, but there may be one after it. */
@@ -238,7 +275,9 @@ static bool replay_block(Replay *r, const uint8_t *buf, Error **errp)
     case BSST_BLOCK_VALID:
         break;
     }
-    replay_records(r, &h, n);
+    if (!replay_records(r, &h, n, errp)) {
+        return false;
+    }
     r->pos.block++;
     r->pos.sequence++;
     r->pos.chain = checksum;
@@ -322,7 +361,7 @@ static bool coroutine_fn load_headers(BsstJournal *j, uint8_t *buf,
 static bool coroutine_fn load_body(BsstJournal *j, uint8_t *buf,
                                    BsstRecord *records,
                                    const BsstCheckpoint *c, unsigned area,
-                                   Error **errp)
+                                   uint64_t *restored, Error **errp)
 {
     Replay r = {
         .j = j,
@@ -330,6 +369,7 @@ static bool coroutine_fn load_body(BsstJournal *j, uint8_t *buf,
         .what = "checkpoint",
         .pos = { .sequence = 1, .generation = c->generation },
         .origin = c->journal_sequence,
+        .restored = restored,
         .records = records,
     };
 
@@ -346,7 +386,8 @@ static bool coroutine_fn load_body(BsstJournal *j, uint8_t *buf,
 static bool coroutine_fn load_journal(BsstJournal *j, uint8_t *buf,
                                       BsstRecord *records,
                                       const BsstCheckpoint *c,
-                                      BsstJournalPosition *tail, Error **errp)
+                                      BsstJournalPosition *tail,
+                                      uint64_t *restored, Error **errp)
 {
     Replay r = {
         .j = j,
@@ -358,6 +399,7 @@ static bool coroutine_fn load_journal(BsstJournal *j, uint8_t *buf,
             .chain = c->journal_chain,
             .generation = c->journal_generation,
         },
+        .restored = restored,
         .records = records,
     };
 
@@ -376,6 +418,7 @@ static bool coroutine_fn load_all(BsstJournal *j, uint8_t *buf, Error **errp)
     g_autofree BsstRecord *records = g_new(BsstRecord, BSST_JOURNAL_RECORDS);
     BsstCheckpoint c = { .number = 0 };
     BsstJournalPosition tail;
+    uint64_t restored = 0;
     unsigned area = 0;
 
     if (!load_table(j, buf, errp) ||
@@ -385,8 +428,8 @@ static bool coroutine_fn load_all(BsstJournal *j, uint8_t *buf, Error **errp)
     if (!c.number) {
         return true;            /* salvage: these are all */
     }
-    if (!load_body(j, buf, records, &c, area, errp) ||
-        !load_journal(j, buf, records, &c, &tail, errp)) {
+    if (!load_body(j, buf, records, &c, area, &restored, errp) ||
+        !load_journal(j, buf, records, &c, &tail, &restored, errp)) {
         return false;
     }
     bsst_journal_recovered(j, &c, area, &tail);
