@@ -80,6 +80,9 @@
 /* Parts of one request, or chunks of one drain, that are in flight at once. */
 #define BSST_PARALLEL       8
 
+/* Records name blocks by 48 bits (journal-format.h): an EiB. */
+#define BSST_MAX_DISK_BYTES ((int64_t)(BSST_MAX_BLOCK * BSST_PAGE_SIZE))
+
 /* Why an entry left the map. */
 typedef enum BsstRemoveCause {
     BSST_REMOVE_OVERWRITE,
@@ -164,6 +167,11 @@ static inline const IndirectMap *bsst_map(const BDRVBsstState *s)
 {
     return durable_map_current(s->image->map);
 }
+
+/* bsst.c */
+
+/* False, and @errp, if a disk of @bytes has blocks that no record can name. */
+bool bsst_check_size(int64_t bytes, Error **errp);
 
 /* bsst-attach.c */
 

@@ -714,6 +714,9 @@ bsst_co_truncate(BlockDriverState *bs, int64_t offset, bool exact,
     BlockReq req;
     int ret;
 
+    if (!bsst_check_size(offset, errp)) {
+        return -EFBIG;
+    }
     bsst_track_begin(s, &req, start, INT64_MAX - start);
     ret = length < 0 ? length : bsst_co_before_truncate(bs, offset, length);
     if (ret < 0) {

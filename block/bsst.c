@@ -250,6 +250,24 @@ static void bsst_free(BDRVBsstState *s)
     bsst_store_unref(s->store);
 }
 
+bool bsst_check_size(int64_t bytes, Error **errp)
+{
+    if (bytes > BSST_MAX_DISK_BYTES) {
+        error_setg(errp, "bsst: a block-swap store cannot name the blocks of a "
+                   "disk of more than %" PRId64 " EiB",
+                   BSST_MAX_DISK_BYTES / EiB);
+        return false;
+    }
+    return true;
+}
+
+static int bsst_check_image_size(BlockDriverState *bs, Error **errp)
+{
+    GRAPH_RDLOCK_GUARD_MAINLOOP();
+
+    return bsst_check_size(bdrv_getlength(bs->file->bs), errp) ? 0 : -EFBIG;
+}
+
 static int bsst_open(BlockDriverState *bs, QDict *options, int flags,
                      Error **errp)
 {
@@ -263,6 +281,10 @@ static int bsst_open(BlockDriverState *bs, QDict *options, int flags,
     if (!bdrv_open_child(NULL, options, "file", bs, &child_of_bds,
                          BDRV_CHILD_DATA | BDRV_CHILD_PRIMARY, false, errp)) {
         return -EINVAL;
+    }
+    ret = bsst_check_image_size(bs, errp);
+    if (ret < 0) {
+        return ret;
     }
     s->store = bsst_open_store(bs, options, o.aio, errp);
     if (!s->store) {
