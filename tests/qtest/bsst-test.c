@@ -442,8 +442,10 @@ static void vm_start(Vm *vm, unsigned ndisks, unsigned nqueues,
         mkqcow2(vm->disk[i].path, DISK_BYTES / MiB);
         g_string_append_printf(args, " -drive file=%s,format=qcow2,if=none,"
                                "id=drive%u,bsst=on,discard=unmap,"
-                               "bsst.drain-on-close=on",
-                               vm->disk[i].path, i);
+                               "bsst.drain-on-close=on%s",
+                               vm->disk[i].path, i,
+                               /* on the other one, the default: stop */
+                               i ? "" : ",rerror=report");
         g_string_append_printf(args, " -device '{\"driver\":\"virtio-blk-pci\""
                                ",\"id\":\"vblk%u\",\"drive\":\"drive%u\","
                                "\"addr\":\"%u\",\"num-queues\":%u%s}'",
@@ -1211,6 +1213,28 @@ static void test_error_disk(Vm *vm)
     read_pages(vm, 0, 140, 8);
 }
 
+/* The VM stops, and goes on after "cont" when the block can be read again. */
+static void test_error_stop(Vm *vm)
+{
+    Segment from = { 0, 8 * PAGE }, to = { 100 * PAGE, 8 * PAGE };
+    Damage d;
+
+    fill(vm, 0, RAM_PAGES);
+    evict(vm, 0, 8, STORE);
+    request_on(vm, 1, 0, VIRTIO_BLK_T_OUT, 0, &from, 1);
+    check_pages(vm, 0, 8);
+    damage(vm, &d, 3);
+    submit(vm, 1, 0, VIRTIO_BLK_T_IN, 0, &to, 1);
+    qtest_qmp_eventwait(vm->qts, "BLOCK_IO_ERROR");
+    qtest_qmp_eventwait(vm->qts, "STOP");
+    check_pages(vm, 100, 8);
+    mend(&d);
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'cont' }");
+    wait_queue(vm, 1, 0);
+    shadow_do(vm, 1, VIRTIO_BLK_T_IN, 0, &to, 1);
+    check_pages(vm, 100, 8);
+}
+
 /* What is bad can be overwritten and discarded as a whole. */
 static void test_error_overwrite(Vm *vm)
 {
@@ -1350,6 +1374,7 @@ static const Case test_case[] = {
     { "bsst/store-full", test_store_full, 1, 1, "main", "store-size=2M" },
     { "bsst/store-error/disk", test_error_disk, 1, 1, "main" },
     { "bsst/store-error/disk-iothread", test_error_disk, 1, 1, "own" },
+    { "bsst/store-error/stop", test_error_stop, 2, 1, "own" },
     { "bsst/store-error/overwrite", test_error_overwrite, 1, 1, "main" },
     { "bsst/store-error/main-thread", test_error_main_thread, 1, 1, "main" },
     { "bsst/store-error/request", test_error_request, 2, 1, "own" },
