@@ -15,6 +15,7 @@
 #include "block/aio_task.h"
 #include "block/block_int.h"
 #include "bsst-int.h"
+#include "bsst/bsst.h"
 #include "qemu/error-report.h"
 #include "qemu/lockable.h"
 #include "qemu/memalign.h"
@@ -181,7 +182,8 @@ static void bsst_drain_progress(BlockDriverState *bs, size_t all,
     }
 }
 
-int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs, bool progress)
+int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs, uint64_t max,
+                                            bool progress)
 {
     BDRVBsstState *s = bs->opaque;
     size_t all = qatomic_read(&s->map_count);
@@ -199,10 +201,12 @@ int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs, bool progress)
     trace_bsst_drain_begin(bs, all);
     stat64_add(&s->drains, 1);
     pool = aio_task_pool_new(BSST_PARALLEL);
-    while (aio_task_pool_status(pool) == 0 &&
+    while (max && aio_task_pool_status(pool) == 0 &&
            bsst_map_next_run(s, &block, &n)) {
         BsstDrainTask *t = g_new(BsstDrainTask, 1);
 
+        n = MIN(n, max);
+        max -= n;
         *t = (BsstDrainTask) {
             .task.func = bsst_co_drain_task,
             .bs = bs,
@@ -245,7 +249,7 @@ static int coroutine_fn GRAPH_RDLOCK bsst_co_settle(BlockDriverState *bs,
                                                     bool *flushed)
 {
     BDRVBsstState *s = bs->opaque;
-    int drain_ret = s->drain_on_close ? bsst_co_drain(bs, true) : 0;
+    int drain_ret = s->drain_on_close ? bsst_co_drain(bs, UINT64_MAX, true) : 0;
     int ret = bsst_co_flush(bs);
 
     *flushed = ret == 0;
@@ -283,5 +287,47 @@ int bsst_settle(BlockDriverState *bs, bool *flushed)
     if (flushed) {
         *flushed = data.flushed;
     }
+    return data.ret;
+}
+
+typedef struct BsstDrain {
+    BlockDriverState *bs;
+    uint64_t blocks;
+    int ret;
+} BsstDrain;
+
+static int coroutine_fn GRAPH_RDLOCK bsst_co_drain_some(BlockDriverState *bs,
+                                                        uint64_t blocks)
+{
+    BDRVBsstState *s = bs->opaque;
+    int drain_ret = bsst_co_drain(bs, blocks, false);
+    int ret = bsst_co_flush(bs);
+
+    if (ret == 0 && !qatomic_read(&s->map_count)) {
+        ret = bsst_co_unguard(bs);
+    }
+    return drain_ret ?: ret;
+}
+
+static void coroutine_fn bsst_co_drain_entry(void *opaque)
+{
+    BsstDrain *data = opaque;
+
+    GRAPH_RDLOCK_GUARD();
+    data->ret = bsst_co_drain_some(data->bs, data->blocks);
+    aio_wait_kick();
+}
+
+int bsst_drain(BlockDriverState *bs, uint64_t blocks, uint64_t *left)
+{
+    BDRVBsstState *s = bs->opaque;
+    BsstDrain data = { .bs = bs, .blocks = blocks, .ret = -EINPROGRESS };
+
+    GLOBAL_STATE_CODE();
+    assert(bs->drv == &bdrv_bsst);
+    aio_co_enter(bdrv_get_aio_context(bs),
+                 qemu_coroutine_create(bsst_co_drain_entry, &data));
+    AIO_WAIT_WHILE(NULL, qatomic_read(&data.ret) == -EINPROGRESS);
+    *left = qatomic_read(&s->map_count);
     return data.ret;
 }

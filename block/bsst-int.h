@@ -7,6 +7,7 @@
  *   bsst-write.c   write, write zeroes, discard, truncate
  *   bsst-read.c    read, block status
  *   bsst-drain.c   from the store into the image: copy-up, drain; flush, end
+ *   bsst-check.c   qemu-img check and info
  *   bsst-qmp.c     query-bsst
  *
  * A block is *indirected* while the map names a slot of the store for it: the
@@ -268,10 +269,10 @@ int coroutine_fn GRAPH_RDLOCK
 bsst_co_copy_up(BlockDriverState *bs, uint64_t block);
 
 /*
- * Copy all blocks that are indirected now; after a flush the image is up to
- * date.  @progress is told on stderr if it takes long.
+ * Copy @max of the blocks that are indirected now, or all; after a flush the
+ * image has them.  @progress is told on stderr if it takes long.
  */
-int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs,
+int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs, uint64_t max,
                                             bool progress);
 
 /* bdrv_co_flush: image and indirections. */
@@ -284,6 +285,12 @@ int coroutine_fn GRAPH_RDLOCK bsst_co_flush(BlockDriverState *bs);
  * thread, not in a coroutine.
  */
 int bsst_settle(BlockDriverState *bs, bool *flushed);
+
+/* bsst-check.c */
+int coroutine_fn GRAPH_RDLOCK bsst_co_check(BlockDriverState *bs,
+                                            BdrvCheckResult *result,
+                                            BdrvCheckMode fix);
+ImageInfoSpecific *bsst_get_specific_info(BlockDriverState *bs, Error **errp);
 
 /* bsst-write.c */
 int coroutine_fn GRAPH_RDLOCK

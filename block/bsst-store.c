@@ -548,6 +548,11 @@ const QemuUUID *bsst_store_uuid(const BsstStore *s)
     return &s->uuid;
 }
 
+const char *bsst_store_filename(const BsstStore *s)
+{
+    return s->filename;
+}
+
 bool bsst_store_is_inode(const BsstStore *s, dev_t dev, ino_t ino)
 {
     return s->dev == dev && s->ino == ino;

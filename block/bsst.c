@@ -566,6 +566,8 @@ BlockDriver bdrv_bsst = {
 
     .bdrv_co_getlength          = bsst_co_getlength,
     .bdrv_co_get_info           = bsst_co_get_info,
+    .bdrv_get_specific_info     = bsst_get_specific_info,
+    .bdrv_co_check              = bsst_co_check,
     .bdrv_has_zero_init         = bsst_has_zero_init,
     .bdrv_probe_blocksizes      = bsst_probe_blocksizes,
     .bdrv_probe_geometry        = bsst_probe_geometry,

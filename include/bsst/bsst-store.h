@@ -58,6 +58,8 @@ BsstStore *bsst_store_next(BsstStore *s);
 
 const char *bsst_store_node_name(const BsstStore *s);
 const QemuUUID *bsst_store_uuid(const BsstStore *s);
+/* The file that the store is in. */
+const char *bsst_store_filename(const BsstStore *s);
 bool bsst_store_read_only(const BsstStore *s);
 
 /* The journal, with all images; as long as the store is open. */

@@ -19,4 +19,13 @@
  */
 bool bsst_insert_node(BlockDriverState *bs, QDict *options, Error **errp);
 
+/*
+ * Copy up to @blocks blocks of the bsst node @bs that are in the store into the
+ * image, durably.  *@left tells how many are left; when there are none the
+ * image's guard has been taken away.
+ *
+ * Returns 0 or -errno.  Main thread, not in a coroutine.
+ */
+int bsst_drain(BlockDriverState *bs, uint64_t blocks, uint64_t *left);
+
 #endif /* BSST_BSST_H */
