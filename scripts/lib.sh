@@ -124,7 +124,7 @@ apply_series() {
 
 # overlay_files: the repository's files that have their place in QEMU's tree
 overlay_files() {
-    local dirs="block hw include qapi tests docs"
+    local dirs="block hw include qapi tests docs tools"
     cd "$top"
     if git rev-parse --git-dir >/dev/null 2>&1; then
         git ls-files --cached --others --exclude-standard -- $dirs
