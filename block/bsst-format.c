@@ -190,7 +190,8 @@ static const char *superblock_numbers(BsstSuperblock *sb,
     uint32_t state = GUINT32_FROM_LE(d->state);
 
     if (nslots < BSST_MIN_SLOTS || nslots >= BSST_SLOT_NONE ||
-        nimages < 1 || nimages > BSST_MAX_IMAGES || state > STATE_CLEAN) {
+        nimages < 1 || nimages > BSST_MAX_IMAGES || state > STATE_CLEAN ||
+        GUINT64_FROM_LE(d->generation) >= BSST_MAX_NUMBER) {
         return "its superblock makes no sense";
     }
     *sb = (BsstSuperblock) {
@@ -370,7 +371,7 @@ const char *bsst_image_entry_decode(BsstImageEntry *e, const uint8_t *buf)
     memcpy(e->name, d->name, sizeof(e->name));
     if (GUINT32_FROM_LE(d->state) != IMAGE_IN_USE ||
         (flags & ~IMAGE_FLAG_RAW) || all_zero(e->uuid, sizeof(e->uuid)) ||
-        e->announced - e->generation > 1 ||
+        e->announced - e->generation > 1 || e->generation >= BSST_MAX_NUMBER ||
         e->name[BSST_IMAGE_NAME_BYTES - 1]) {
         return "an entry of its image table makes no sense";
     }

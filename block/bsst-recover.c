@@ -413,6 +413,22 @@ static bool coroutine_fn load_journal(BsstJournal *j, uint8_t *buf,
     return true;
 }
 
+/* J10: an image whose records begin later would lose those to come. */
+static bool check_first_sequences(BsstJournal *j,
+                                  const BsstJournalPosition *tail,
+                                  Error **errp)
+{
+    for (uint32_t i = 0; i < j->sb.nimages; i++) {
+        if (j->table[i] &&
+            j->table[i]->entry.first_sequence > tail->sequence &&
+            !damaged(j, errp, 9, "entry %" PRIu32 " of its image table begins "
+                     "behind the end of its journal", i)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool coroutine_fn load_all(BsstJournal *j, uint8_t *buf, Error **errp)
 {
     g_autofree BsstRecord *records = g_new(BsstRecord, BSST_JOURNAL_RECORDS);
@@ -429,7 +445,8 @@ static bool coroutine_fn load_all(BsstJournal *j, uint8_t *buf, Error **errp)
         return true;            /* salvage: these are all */
     }
     if (!load_body(j, buf, records, &c, area, &restored, errp) ||
-        !load_journal(j, buf, records, &c, &tail, &restored, errp)) {
+        !load_journal(j, buf, records, &c, &tail, &restored, errp) ||
+        !check_first_sequences(j, &tail, errp)) {
         return false;
     }
     bsst_journal_recovered(j, &c, area, &tail);

@@ -216,9 +216,11 @@ void bsst_checkpoint_encode(const BsstCheckpoint *c, uint8_t *buf)
 static bool checkpoint_valid(const BsstCheckpoint *c, uint64_t max_generation,
                              uint64_t max_blocks, uint64_t journal_blocks)
 {
-    if (c->number < 1 || c->generation > max_generation ||
+    if (c->number < 1 || c->number >= BSST_MAX_NUMBER ||
+        c->generation > max_generation ||
         c->journal_generation > c->generation ||
-        c->journal_block >= journal_blocks || c->journal_sequence < 1) {
+        c->journal_block >= journal_blocks || c->journal_sequence < 1 ||
+        c->journal_sequence >= BSST_MAX_NUMBER) {
         return false;
     }
     if (!c->nblocks) {

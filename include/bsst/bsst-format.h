@@ -26,6 +26,9 @@
 #define BSST_IMAGE_ENTRY_BYTES  512u
 #define BSST_IMAGE_NAME_BYTES   256u
 
+/* Generations and sequence numbers begin at 1, and are less than this. */
+#define BSST_MAX_NUMBER         (1ULL << 63)
+
 /* Fewer journal blocks than this make no store. */
 #define BSST_MIN_JOURNAL_BLOCKS 8u
 
