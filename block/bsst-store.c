@@ -138,10 +138,28 @@ static GList *default_stores;
 
 /* Create */
 
+/* Rename @from to @to, which must not exist. */
+static int rename_new(const char *from, const char *to)
+{
+    int ret = renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE);
+
+    if (ret < 0 && (errno == EINVAL || errno == ENOSYS)) {
+        /* Not on this file system */
+        if (access(to, F_OK) == 0) {
+            errno = EEXIST;
+            return -1;
+        }
+        ret = rename(from, to);
+    }
+    return ret;
+}
+
+/* Under another name first, so that nobody finds it half made after a kill. */
 bool bsst_store_create(const char *path, uint64_t size, Error **errp)
 {
     ERRP_GUARD();
     g_autofree char *opts = g_strdup("preallocation=metadata,cluster_size=2M");
+    g_autofree char *part = g_strconcat(path, ".bsst-new", NULL);
     uint64_t bytes;
     int fd;
 
@@ -153,15 +171,20 @@ bool bsst_store_create(const char *path, uint64_t size, Error **errp)
     bytes = bsst_image_bytes_for(MIN(DIV_ROUND_UP(size, BSST_PAGE_SIZE),
                                      BSST_SLOT_NONE - 1));
 
+    /* What a process has left that was killed here */
+    unlink(part);
     /* Ours before there is anything in it that others must not read. */
-    fd = qemu_create(path, O_RDWR | O_EXCL, 0600, errp);
+    fd = qemu_create(part, O_RDWR | O_EXCL, 0600, errp);
     if (fd < 0) {
         return false;
     }
     qemu_close(fd);
-    bdrv_img_create(path, "qcow2", NULL, NULL, opts, bytes, 0, true, errp);
+    bdrv_img_create(part, "qcow2", NULL, NULL, opts, bytes, 0, true, errp);
+    if (!*errp && rename_new(part, path) < 0) {
+        error_setg_errno(errp, errno, "Could not create '%s'", path);
+    }
     if (*errp) {
-        unlink(path);
+        unlink(part);
         return false;
     }
     return true;
@@ -169,14 +192,35 @@ bool bsst_store_create(const char *path, uint64_t size, Error **errp)
 
 /* Open */
 
-static bool GRAPH_RDLOCK store_is_blank(BlockDriverState *bs, int64_t bytes)
+/*
+ * Making a raw image allocates its first block.  More than this is not read to
+ * find out that it is zero.
+ */
+#define BLANK_READ_BYTES    (64 * KiB)
+
+static bool store_reads_zero(BsstStore *s, int64_t offset, int64_t bytes)
+{
+    g_autofree uint8_t *buf = NULL;
+
+    if (bytes > BLANK_READ_BYTES) {
+        return false;
+    }
+    buf = g_malloc(bytes);
+    return blk_pread(s->blk, offset, bytes, buf, 0) >= 0 &&
+           buffer_is_zero(buf, bytes);
+}
+
+static bool GRAPH_RDLOCK store_is_blank(BsstStore *s, int64_t bytes)
 {
     int64_t offset, n;
 
     for (offset = 0; offset < bytes; offset += n) {
-        int ret = bdrv_block_status(bs, offset, bytes - offset, &n, NULL,
-                                    NULL);
-        if (ret < 0 || !(ret & BDRV_BLOCK_ZERO) || !n) {
+        int ret = bdrv_block_status(blk_bs(s->blk), offset, bytes - offset, &n,
+                                    NULL, NULL);
+        if (ret < 0 || !n) {
+            return false;
+        }
+        if (!(ret & BDRV_BLOCK_ZERO) && !store_reads_zero(s, offset, n)) {
             return false;
         }
     }
@@ -189,7 +233,6 @@ static bool GRAPH_RDLOCK store_is_blank(BlockDriverState *bs, int64_t bytes)
 static bool store_load_superblock(BsstStore *s, bool *blank, Error **errp)
 {
     g_autofree uint8_t *buf = g_malloc0(BSST_SUPERBLOCK_BYTES);
-    BlockDriverState *bs = blk_bs(s->blk);
     int64_t bytes = blk_getlength(s->blk);
     const char *reason;
     int ret;
@@ -208,7 +251,7 @@ static bool store_load_superblock(BsstStore *s, bool *blank, Error **errp)
 
     bdrv_graph_rdlock_main_loop();
     *blank = buffer_is_zero(buf, BSST_SUPERBLOCK_BYTES) &&
-             store_is_blank(bs, bytes);
+             store_is_blank(s, bytes);
     bdrv_graph_rdunlock_main_loop();
     if (*blank && s->read_only) {
         error_setg(errp, "Node '%s' is not a block-swap store yet: it is "
@@ -1125,12 +1168,20 @@ static void store_restore_references(BsstStore *s, bool clean)
     BsstImage *image = NULL;
 
     while ((image = bsst_journal_next_image(s->journal, image))) {
-        BsstRecord r = { 0 };
+        BsstRecord r = { 0 }, batch[256];
+        unsigned n, i;
 
-        while (durable_map_next_committed(image->map, false,
-                                          r.block + r.n, &r)) {
-            slot_table_restore_ref(s->slots, r.slot, r.n);
-        }
+        /* In batches: the processor then waits for many slots at once. */
+        do {
+            for (n = 0; n < ARRAY_SIZE(batch) &&
+                 durable_map_next_committed(image->map, false,
+                                            r.block + r.n, &r); n++) {
+                batch[n] = r;
+            }
+            for (i = 0; i < n; i++) {
+                slot_table_restore_ref(s->slots, batch[i].slot, batch[i].n);
+            }
+        } while (n == ARRAY_SIZE(batch));
     }
     slot_table_restore_done(s->slots, !clean);
 }
