@@ -12,7 +12,7 @@ help:
 	@echo 'make demo [RUNS=n]          show what it does, on this machine'
 	@echo 'make check [CHECK=pattern]  all tests, or those whose name has the pattern'
 	@echo 'make check-core             unit tests of CORE under ASan and UBSan (seconds)'
-	@echo 'make fuzz TIME=900          fuzz the decoders of a store'"'"'s metadata (needs clang)'
+	@echo 'make fuzz TIME=900          fuzz the decoders of a store'"'"'s metadata, and its opening'
 	@echo 'make check-crash [STATES=n]  crash enumeration for the journal: a million states'
 	@echo 'make check-kill9 [N=200]    kill QEMU N times and look for lost data'
 	@echo 'make check-powercut [STATES=n]  power cuts on real files, recorded and replayed'

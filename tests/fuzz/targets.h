@@ -21,6 +21,7 @@ FuzzTarget fuzz_journal_block;
 FuzzTarget fuzz_checkpoint;
 
 /* What libFuzzer calls */
+int LLVMFuzzerInitialize(int *argc, char ***argv);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #endif /* BSST_FUZZ_TARGETS_H */
