@@ -7,7 +7,9 @@
  *          16 - 23:  generation
  *          24 - 39:  UUID of the image
  *
- * It must be present if the incompatible feature bit is set.
+ * It must be present if the incompatible feature bit is set.  A crash may tear
+ * the header at each sector, and the bit and the extension are in different
+ * ones: the extension is durable before the bit is set.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -60,31 +62,39 @@ void qcow2_get_bsst_guard(BlockDriverState *bs, Qcow2BsstGuard *guard)
            sizeof(guard->image.data));
 }
 
+static int coroutine_fn GRAPH_RDLOCK
+qcow2_co_write_bsst_header(BlockDriverState *bs)
+{
+    int ret = qcow2_update_header(bs);
+
+    return ret < 0 ? ret : bdrv_co_flush(bs->file->bs);
+}
+
 int coroutine_fn
 qcow2_co_set_bsst_guard(BlockDriverState *bs, const Qcow2BsstGuard *guard)
 {
     BDRVQcow2State *s = bs->opaque;
     Qcow2BsstHeaderExt old_ext;
     uint64_t old_features;
-    int ret;
+    int ret = 0;
 
     QEMU_LOCK_GUARD(&s->lock);
     old_ext = s->bsst_guard;
     old_features = s->incompatible_features;
 
-    if (guard->set) {
-        s->incompatible_features |= QCOW2_INCOMPAT_BSST;
-    } else {
-        s->incompatible_features &= ~(uint64_t)QCOW2_INCOMPAT_BSST;
-    }
     s->bsst_guard.generation = cpu_to_be64(guard->generation);
     memcpy(s->bsst_guard.uuid, guard->store.data, sizeof(s->bsst_guard.uuid));
     memcpy(s->bsst_guard.image_uuid, guard->image.data,
            sizeof(s->bsst_guard.image_uuid));
 
-    ret = qcow2_update_header(bs);
+    if (!guard->set) {
+        s->incompatible_features &= ~(uint64_t)QCOW2_INCOMPAT_BSST;
+    } else if (!qcow2_is_bsst_guarded(s)) {
+        ret = qcow2_co_write_bsst_header(bs);
+        s->incompatible_features |= QCOW2_INCOMPAT_BSST;
+    }
     if (ret == 0) {
-        ret = bdrv_co_flush(bs->file->bs);
+        ret = qcow2_co_write_bsst_header(bs);
     }
     if (ret < 0) {
         s->incompatible_features = old_features;
