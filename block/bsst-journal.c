@@ -496,15 +496,14 @@ static int coroutine_fn checkpoint_co_body(BsstJournal *j, BsstImage *prepared,
                                                          &overflow);
 }
 
-/* J7 */
-static int coroutine_fn checkpoint_co_blank(BsstJournal *j, unsigned area)
+/* J7: the header @cp of @area, or a blank one if NULL, durably */
+static int coroutine_fn checkpoint_co_header(BsstJournal *j, unsigned area,
+                                             const BsstCheckpoint *cp)
 {
     int ret;
 
-    if (!j->header_uncertain) {
-        return 0;
-    }
-    ret = bsst_checkpoint_co_write_header(j, area, NULL);
+    j->header_uncertain = true;
+    ret = bsst_checkpoint_co_write_header(j, area, cp);
     if (ret == 0) {
         ret = store_co_flush(j);
     }
@@ -517,26 +516,18 @@ static int coroutine_fn checkpoint_co_write(BsstJournal *j,
                                             BsstCheckpoint *cp)
 {
     unsigned area = 1 - j->checkpoint_area;
-    int ret;
+    int ret = 0;
 
-    ret = checkpoint_co_blank(j, area);
+    if (j->header_uncertain) {
+        ret = checkpoint_co_header(j, area, NULL);
+    }
     if (ret == 0) {
         ret = checkpoint_co_body(j, prepared, cp);
     }
     if (ret == 0) {
         ret = store_co_flush(j);
     }
-    if (ret < 0) {
-        return ret;
-    }
-
-    j->header_uncertain = true;
-    ret = bsst_checkpoint_co_write_header(j, area, cp);
-    if (ret == 0) {
-        ret = store_co_flush(j);
-    }
-    j->header_uncertain = ret < 0;
-    return ret;
+    return ret < 0 ? ret : checkpoint_co_header(j, area, cp);
 }
 
 /* J8, J10: the header is durable, what was before it is not needed. */
