@@ -35,7 +35,7 @@ static int coroutine_fn bsst_co_read_slots(BDRVBsstState *s,
         while (run < n && slot[run] == slot[0] + run) {
             run++;
         }
-        ret = bsst_co_read_store(s, slot[0], run, buf);
+        ret = bsst_store_co_read_retry(s->store, slot[0], run, buf);
         if (ret < 0) {
             return ret;
         }

@@ -307,13 +307,6 @@ bsst_co_truncate(BlockDriverState *bs, int64_t offset, bool exact,
                  PreallocMode prealloc, BdrvRequestFlags flags, Error **errp);
 
 /* bsst-read.c */
-
-/*
- * bsst_store_co_read() for a disk request: what fails is repeated a few times
- * at once, as the fault may pass.
- */
-int coroutine_fn bsst_co_read_store(BDRVBsstState *s, BsstSlot first,
-                                    uint32_t n, void *buf);
 int coroutine_fn GRAPH_RDLOCK
 bsst_co_preadv_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
                     QEMUIOVector *qiov, size_t qiov_offset,

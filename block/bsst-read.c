@@ -22,9 +22,6 @@
 /* Requests of up to this many blocks need no memory for their plan. */
 #define BSST_STACK_BLOCKS 256
 
-/* A read of the store that fails is repeated this often. */
-#define BSST_READ_TRIES 3
-
 /* What is known of one block that a read touches, perhaps in part. */
 typedef struct BsstReadBlock {
     BsstSlot slot;              /* where it is, or NONE: in the image */
@@ -235,17 +232,6 @@ bsst_read_image(BsstRead *r, unsigned i, unsigned n)
     return ret;
 }
 
-int coroutine_fn bsst_co_read_store(BDRVBsstState *s, BsstSlot first,
-                                    uint32_t n, void *buf)
-{
-    int tries = 0, ret;
-
-    do {
-        ret = bsst_store_co_read(s->store, first, n, buf);
-    } while (ret < 0 && ++tries < BSST_READ_TRIES);
-    return ret;
-}
-
 typedef struct BsstReadTask {
     AioTask task;
     BsstRead *r;
@@ -263,7 +249,7 @@ static int coroutine_fn GRAPH_RDLOCK bsst_read_task(AioTask *task)
     if (b->slot == BSST_SLOT_NONE) {
         return bsst_read_image(t->r, t->i, t->n);
     }
-    return bsst_co_read_store(s, b->slot, t->n, b->bounce);
+    return bsst_store_co_read_retry(s->store, b->slot, t->n, b->bounce);
 }
 
 /* How many blocks from @i on can be read in one go. */

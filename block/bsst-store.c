@@ -74,6 +74,9 @@
 /* A journal that is longer than this is worth a checkpoint at the end. */
 #define LONG_JOURNAL_BYTES  (256 * KiB)
 
+/* How often bsst_store_co_read_retry() reads */
+#define READ_TRIES          3
+
 /* Checksums are read in pieces of this many bytes. */
 #define CHECKSUMS_BYTES     (1 * MiB)
 
@@ -159,7 +162,7 @@ bool bsst_store_create(const char *path, uint64_t size, Error **errp)
 {
     ERRP_GUARD();
     g_autofree char *opts = g_strdup("preallocation=metadata,cluster_size=2M");
-    g_autofree char *part = g_strconcat(path, ".bsst-new", NULL);
+    g_autofree char *part = g_strconcat(path, ".new-XXXXXX", NULL);
     uint64_t bytes;
     int fd;
 
@@ -171,11 +174,10 @@ bool bsst_store_create(const char *path, uint64_t size, Error **errp)
     bytes = bsst_image_bytes_for(MIN(DIV_ROUND_UP(size, BSST_PAGE_SIZE),
                                      BSST_SLOT_NONE - 1));
 
-    /* What a process has left that was killed here */
-    unlink(part);
     /* Ours before there is anything in it that others must not read. */
-    fd = qemu_create(part, O_RDWR | O_EXCL, 0600, errp);
+    fd = g_mkstemp_full(part, O_RDWR | O_CLOEXEC, 0600);
     if (fd < 0) {
+        error_setg_errno(errp, errno, "Could not create '%s'", path);
         return false;
     }
     qemu_close(fd);
@@ -951,6 +953,17 @@ int coroutine_fn bsst_store_co_read(BsstStore *s, BsstSlot first, uint32_t n,
         return ret;
     }
     return store_verify(s, first, n, buf) ? 0 : -EILSEQ;
+}
+
+int coroutine_fn bsst_store_co_read_retry(BsstStore *s, BsstSlot first,
+                                          uint32_t n, void *buf)
+{
+    int tries = 0, ret;
+
+    do {
+        ret = bsst_store_co_read(s, first, n, buf);
+    } while (ret < 0 && ++tries < READ_TRIES);
+    return ret;
 }
 
 void *bsst_store_buffer(BsstStore *s, size_t bytes)

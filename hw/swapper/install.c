@@ -21,9 +21,6 @@
 #include "trace.h"
 #include "uffd.h"
 
-/* A failed read is repeated at once this often, then once a second. */
-#define READ_TRIES  3
-
 /*
  * The only copy of guest memory did not arrive.  To go on would be silent
  * corruption.
@@ -341,19 +338,20 @@ static int coroutine_fn load_co_each(Load *l, uint8_t *buf)
     return ret;
 }
 
-/* Read and install until nothing is left to do.  False: some was given up. */
+/*
+ * Read and install until nothing is left to do: at once, then once a second.
+ * False: some was given up.
+ */
 static bool coroutine_fn load_co_all(Load *l, uint8_t *buf)
 {
     Pager *p = l->sh->p;
     bool again;
     int ret;
 
-    for (int tries = 0; tries < READ_TRIES; tries++) {
-        ret = bsst_store_co_read(p->store, l->slot, l->n, buf);
-        if (ret == 0) {
-            load_install(l, buf, MAKE_64BIT_MASK(0, l->n));
-            return true;
-        }
+    ret = bsst_store_co_read_retry(p->store, l->slot, l->n, buf);
+    if (ret == 0) {
+        load_install(l, buf, MAKE_64BIT_MASK(0, l->n));
+        return true;
     }
     while ((ret = load_co_each(l, buf)) < 0) {
         WITH_QEMU_LOCK_GUARD(&p->lock) {

@@ -110,6 +110,10 @@ int coroutine_fn bsst_store_co_writev(BsstStore *s, BsstSlot first, uint32_t n,
 int coroutine_fn bsst_store_co_read(BsstStore *s, BsstSlot first, uint32_t n,
                                     void *buf);
 
+/* The same, but a read that fails is repeated a few times at once. */
+int coroutine_fn bsst_store_co_read_retry(BsstStore *s, BsstSlot first,
+                                          uint32_t n, void *buf);
+
 /* Aligned private memory for store I/O; NULL on failure. */
 void *bsst_store_buffer(BsstStore *s, size_t bytes);
 
