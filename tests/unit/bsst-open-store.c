@@ -12,7 +12,7 @@
  * piece says otherwise.
  *
  * The store is opened, looked at by who salvages, and if it was opened, its
- * references are taken as bsst-store.c does it, a block is changed, a
+ * references are taken as bsst-store-start.c does it, a block is changed, a
  * checkpoint written, and it is opened again: it must be the same then.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
