@@ -1027,16 +1027,19 @@ static void evict_rings(Vm *vm)
 /*
  * Drained sections and graph changes while the rings are out: ending them
  * writes to the rings, in the main thread, with the graph lock held.
- */
-/*
- * Not more rounds than it takes to show a deadlock: cancelling a job whose disk
- * has an IOThread sometimes (2 times in about 4000) ends in an assertion of
- * job_set_aio_context() in QEMU.  Whether it is QEMU's alone is not known yet.
+ *
+ * The job is paused while the VM is stopped, because of a race in QEMU 10.0
+ * that has nothing to do with us.  When the VM stops, virtio-blk drains the
+ * disk and changes its AioContext right after that.  The end of the first
+ * drained section wakes a mirror job in its IOThread, but the job calls itself
+ * paused until it runs there.  The next one believes it (mirror_drained_poll),
+ * and if the job runs before its context is changed, job_set_aio_context()
+ * fails its assertion.  A job that the user has paused is not woken.
  */
 static void test_graph_changes(Vm *vm)
 {
     fill(vm, 0, RAM_PAGES);
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 60; i++) {
         unsigned page = i * 8 % 256;
 
         evict(vm, page, 8, STORE);
@@ -1057,9 +1060,15 @@ static void test_graph_changes(Vm *vm)
             "'device': 'drive0', 'target': 'target', 'sync': 'full', "
             "'speed': 1048576 } }");
         evict_rings(vm);
+        qtest_qmp_assert_success(vm->qts,
+            "{ 'execute': 'job-pause', 'arguments': { 'id': 'job0' } }");
+        evict_rings(vm);
         qtest_qmp_assert_success(vm->qts, "{ 'execute': 'stop' }");
         evict_rings(vm);
         qtest_qmp_assert_success(vm->qts, "{ 'execute': 'cont' }");
+        evict_rings(vm);
+        qtest_qmp_assert_success(vm->qts,
+            "{ 'execute': 'job-resume', 'arguments': { 'id': 'job0' } }");
         evict_rings(vm);
         qtest_qmp_assert_success(vm->qts,
             "{ 'execute': 'block-job-cancel', 'arguments': "
