@@ -27,6 +27,8 @@
 #define PUNCH_MIN_SLOTS_IDLE    16
 /* The most that one request punches, so that it does not hold others up. */
 #define PUNCH_MAX_SLOTS     (32 * MiB / BSST_PAGE_SIZE)
+/* The longest that the end of a store waits for this. */
+#define FORGET_NS           (1 * NANOSECONDS_PER_SECOND)
 
 /* References */
 
@@ -204,12 +206,14 @@ void bsst_store_punch_timer(void *opaque)
     }
 }
 
+/* What is left is given back when the store is open again. */
 void bsst_store_forget_free_slots(BsstStore *s)
 {
+    int64_t end_ns = get_clock() + FORGET_NS;
     BsstSlot pos = 0;
     PunchReq req;
 
-    while (store_punch_next(s, &pos, 1, &req)) {
+    while (get_clock() < end_ns && store_punch_next(s, &pos, 1, &req)) {
         int ret = store_punch(&req);
 
         store_punch_done(s, &req, ret);

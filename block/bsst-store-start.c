@@ -39,8 +39,11 @@ static int coroutine_fn store_co_write_superblock(BsstStore *s)
     return ret;
 }
 
-/* Take the references that the images' maps own. */
-static void store_restore_references(BsstStore *s, bool clean)
+/*
+ * Take the references that the images' maps own.  Any other slot may have space
+ * in the file, unless the store is @blank.
+ */
+static void store_restore_references(BsstStore *s, bool blank)
 {
     BsstImage *image = NULL;
 
@@ -60,7 +63,7 @@ static void store_restore_references(BsstStore *s, bool clean)
             }
         } while (n == ARRAY_SIZE(batch));
     }
-    slot_table_restore_done(s->slots, !clean);
+    slot_table_restore_done(s->slots, !blank);
 }
 
 /* Load the checksums of the slots in use. */
@@ -151,7 +154,7 @@ static int coroutine_fn store_co_start(BsstStore *s, bool blank, Error **errp)
     if (!s->journal) {
         return -EINVAL;
     }
-    store_restore_references(s, clean);
+    store_restore_references(s, blank);
     ret = store_co_load_checksums(s);
     if (ret < 0) {
         error_setg_errno(errp, -ret, "Could not read the checksums of the "

@@ -398,22 +398,52 @@ uint64_t slot_table_checksum(const SlotTable *t, BsstSlot slot)
     return t->checksum[slot];
 }
 
-/*
- * Return the first slot in [@pos, @end) that is free and backed, or that is
- * not, as @punchable says; @end if there is none.
- */
-static uint32_t next_punchable(const SlotTable *t, uint64_t pos, uint32_t end,
-                               bool punchable)
+/* Bit i of word @w: that slot is free and backed. */
+static uint64_t punchable_bits(const SlotTable *t, uint32_t w)
 {
+    return ~t->taken[w] & t->backed[w];
+}
+
+/* The first slot at or after @pos that is free and backed, or the end. */
+static uint32_t next_punchable(const SlotTable *t, uint32_t pos)
+{
+    uint32_t w = pos / WORD_BITS;
     uint64_t bits;
 
-    while (pos < end) {
-        bits = ~t->taken[pos / WORD_BITS] & t->backed[pos / WORD_BITS];
-        bits = (punchable ? bits : ~bits) >> (pos % WORD_BITS);
-        if (bits) {
-            return MIN(end, pos + __builtin_ctzll(bits));
+    if (pos >= t->nslots) {
+        return t->nslots;
+    }
+    bits = punchable_bits(t, w) & (~0ULL << (pos % WORD_BITS));
+    while (!bits && ++w < t->nwords) {
+        bits = punchable_bits(t, w);
+    }
+    return bits ? w * WORD_BITS + __builtin_ctzll(bits) : t->nslots;
+}
+
+/*
+ * The run of free slots from @first on, which is free and backed, up to the
+ * last one of at most @max that is backed: its end.
+ */
+static uint32_t punchable_run_end(const SlotTable *t, uint32_t first,
+                                  uint32_t max)
+{
+    uint32_t limit = first + MIN(max, t->nslots - first);
+    uint32_t w = first / WORD_BITS, end = first;
+    uint64_t taken, bits;
+
+    for (; (uint64_t)w * WORD_BITS < limit; w++) {
+        bits = word_mask(w, first, limit - first);
+        taken = t->taken[w] & bits;
+        if (taken) {
+            bits &= (taken & -taken) - 1;       /* below the first taken one */
         }
-        pos += WORD_BITS - pos % WORD_BITS;
+        bits &= t->backed[w];
+        if (bits) {
+            end = (w + 1) * WORD_BITS - __builtin_clzll(bits);
+        }
+        if (taken) {
+            break;
+        }
     }
     return end;
 }
@@ -425,9 +455,8 @@ uint32_t slot_table_punch_begin(SlotTable *t, BsstSlot *pos, uint32_t min,
 
     assert(min >= 1 && max >= min);
     do {
-        start = next_punchable(t, end, t->nslots, true);
-        end = start + MIN(max, t->nslots - start);
-        end = next_punchable(t, start, end, false);
+        start = next_punchable(t, end);
+        end = start < t->nslots ? punchable_run_end(t, start, max) : start;
     } while (start < t->nslots && end - start < min);
 
     *pos = end;

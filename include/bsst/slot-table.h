@@ -69,9 +69,10 @@ void slot_table_set_checksum(SlotTable *t, BsstSlot slot, uint64_t checksum);
 uint64_t slot_table_checksum(const SlotTable *t, BsstSlot slot);
 
 /*
- * Find the next run of at least @min free and backed slots at or after *@pos,
- * at most @max of it, and make it punching.  *@pos moves behind the run, to
- * the table's end when there is none.
+ * Find the next run of at least @min free slots at or after *@pos whose first
+ * and last are backed, at most @max of it, and make it punching.  (To punch
+ * again what is not backed costs less than a second run.)  *@pos moves behind
+ * the run, to the table's end when there is none.
  *
  * Returns its length, at @first, or 0.
  */

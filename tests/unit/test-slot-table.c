@@ -142,7 +142,13 @@ static void pair_punch_begin(Pair *p, uint32_t pos, uint32_t min, uint32_t max)
     uint32_t first = 0, i, n = 0, after = pos;
 
     for (i = pos; i < p->nslots; i += MAX(1, n)) {
-        n = MIN(max, shadow_run(p, i, cell_punchable));
+        n = 0;
+        if (cell_punchable(p, i)) {
+            n = MIN(max, shadow_run(p, i, cell_free));
+            while (!p->cell[i + n - 1].backed) {
+                n--;
+            }
+        }
         if (n >= min) {
             break;
         }
@@ -172,7 +178,7 @@ static void pair_punch_end(Pair *p, uint32_t pos, uint32_t max, bool punched)
     }
     while (i + n < p->nslots && n < max && p->cell[i + n].punching) {
         p->cell[i + n].punching = false;
-        p->cell[i + n].backed = !punched;
+        p->cell[i + n].backed &= !punched;
         n++;
     }
     if (n) {
@@ -341,6 +347,11 @@ static void test_punch(void)
     g_assert_cmpuint(slot_table_nbacked(p.table), ==, 124);
     g_assert_cmpuint(slot_table_nfree(p.table), ==, 10);
     pair_punch_begin(&p, 60, 6, 6);                     /* 64 to 69 again */
+    g_assert_true(p.cell[64].punching && p.cell[69].punching);
+    pair_punch_end(&p, 64, 2, false);
+    pair_punch_end(&p, 66, 2, true);
+    pair_punch_end(&p, 68, 2, false);
+    pair_punch_begin(&p, 60, 6, 128);                   /* over a gap */
     g_assert_true(p.cell[64].punching && p.cell[69].punching);
     pair_punch_begin(&p, 128, 1, 1);
     pair_punch_end(&p, 0, 128, true);
