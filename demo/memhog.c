@@ -28,37 +28,17 @@
  * Lines that start with "MEMHOG " are for programs: a kind, then key=value.
  * Exit status: 0, 1 with data errors, 2 when it cannot run.
  */
-#include <errno.h>
 #include <inttypes.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
+
+#include "load.h"
 
 #define PAGE_BYTES 4096
 #define PAGE_WORDS (PAGE_BYTES / sizeof(uint64_t))
 #define MIB_PAGES (1024 * 1024 / PAGE_BYTES)
-#define NS_PER_SEC 1000000000ull
-
-/* Touches of at least this length are summed up as "pause_ns" */
-#define PAUSE_NS (100 * 1000 * 1000ull)
-
-/*
- * Latencies go into log-linear buckets: 16 for each power of two, so that a
- * percentile is exact to about 6 %.
- */
-#define SUB_BITS 4
-#define NR_BUCKETS ((64 - SUB_BITS + 1) << SUB_BITS)
-
-typedef struct Stats {
-    uint64_t touches;
-    uint64_t max_ns;
-    uint64_t pause_ns;
-    uint32_t bucket[NR_BUCKETS];
-} Stats;
 
 typedef struct Area {
     uint64_t *words;
@@ -69,15 +49,14 @@ typedef struct Area {
 
 typedef struct Hog {
     /* set once */
-    uint64_t pinned_mib, work_mib, total_mib, passes, seed;
-    bool check;
+    uint64_t pinned_mib, work_mib, total_mib, passes, seed, check;
 
     /* running */
     uint64_t rng;
     const char *phase;
     uint64_t start_ns;
     uint64_t data_errors;
-    Stats phase_stats, total_stats;
+    Latencies phase_stats, total_stats;
 
     /* the second that is being counted */
     uint64_t second;
@@ -85,94 +64,14 @@ typedef struct Hog {
     uint64_t second_max_ns;
 } Hog;
 
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return ts.tv_sec * NS_PER_SEC + ts.tv_nsec;
-}
-
-static uint64_t mix64(uint64_t x)
-{
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-    return x ^ (x >> 31);
-}
-
-static uint64_t random_below(Hog *h, uint64_t n)
-{
-    h->rng += 0x9e3779b97f4a7c15ull;
-    return mix64(h->rng) % n;
-}
-
 /* Statistics */
 
-static unsigned bucket_of(uint64_t ns)
+static void stats_print(const Latencies *l, const char *phase,
+                        uint64_t wall_ns)
 {
-    unsigned exp;
-
-    if (ns < 1u << SUB_BITS) {
-        return ns;
-    }
-    exp = 63 - __builtin_clzll(ns) - SUB_BITS;
-    return ((exp + 1) << SUB_BITS) + ((ns >> exp) & ((1u << SUB_BITS) - 1));
-}
-
-/* The lower end of bucket @b */
-static uint64_t bucket_ns(unsigned b)
-{
-    unsigned row = b >> SUB_BITS;
-    uint64_t col = b & ((1u << SUB_BITS) - 1);
-
-    return row ? ((1ull << SUB_BITS) + col) << (row - 1) : col;
-}
-
-static void stats_add(Stats *s, uint64_t ns)
-{
-    s->touches++;
-    s->bucket[bucket_of(ns)]++;
-    if (ns > s->max_ns) {
-        s->max_ns = ns;
-    }
-    if (ns >= PAUSE_NS) {
-        s->pause_ns += ns;
-    }
-}
-
-static void stats_merge(Stats *into, const Stats *s)
-{
-    into->touches += s->touches;
-    into->pause_ns += s->pause_ns;
-    if (s->max_ns > into->max_ns) {
-        into->max_ns = s->max_ns;
-    }
-    for (unsigned b = 0; b < NR_BUCKETS; b++) {
-        into->bucket[b] += s->bucket[b];
-    }
-}
-
-static uint64_t stats_percentile_ns(const Stats *s, double fraction)
-{
-    uint64_t want = s->touches * fraction, seen = 0;
-
-    for (unsigned b = 0; b < NR_BUCKETS; b++) {
-        seen += s->bucket[b];
-        if (seen > want) {
-            return bucket_ns(b);
-        }
-    }
-    return s->max_ns;
-}
-
-static void stats_print(const Stats *s, const char *phase, uint64_t wall_ns)
-{
-    printf("MEMHOG phase name=%s wall_ns=%" PRIu64 " touches=%" PRIu64
-           " p50_ns=%" PRIu64 " p99_ns=%" PRIu64 " p999_ns=%" PRIu64
-           " max_ns=%" PRIu64 " pause_ns=%" PRIu64 "\n",
-           phase, wall_ns, s->touches, stats_percentile_ns(s, 0.5),
-           stats_percentile_ns(s, 0.99), stats_percentile_ns(s, 0.999),
-           s->max_ns, s->pause_ns);
+    printf("MEMHOG phase name=%s wall_ns=%" PRIu64 " touches=%" PRIu64 " ",
+           phase, wall_ns, l->count);
+    latencies_print(l);
 }
 
 /* One score line for each second; a second without a touch scores 0 */
@@ -198,7 +97,7 @@ static uint64_t touch_done(Hog *h, uint64_t begin_ns)
     uint64_t ns = end_ns - begin_ns;
     uint64_t second = (end_ns - h->start_ns) / NS_PER_SEC;
 
-    stats_add(&h->phase_stats, ns);
+    latencies_add(&h->phase_stats, ns);
     h->second_touches++;
     if (ns > h->second_max_ns) {
         h->second_max_ns = ns;
@@ -251,35 +150,11 @@ static void page_check(Hog *h, const Area *a, uint64_t page)
 
 /* Areas */
 
-static void *map_or_die(size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    if (p == MAP_FAILED) {
-        fprintf(stderr, "memhog: no %zu bytes: %s\n", bytes, strerror(errno));
-        exit(2);
-    }
-    return p;
-}
-
-static void lock_or_die(const void *p, size_t bytes)
-{
-    if (bytes && mlock(p, bytes)) {
-        fprintf(stderr, "memhog: mlock of %zu bytes: %s\n", bytes,
-                strerror(errno));
-        exit(2);
-    }
-}
-
 /* Version numbers are locked, lest the program's own faults blur the picture */
 static void area_open(Area *a, uint64_t first_page, uint64_t max_pages)
 {
-    size_t version_bytes = max_pages * sizeof(a->version[0]);
-
     a->words = map_or_die(max_pages * PAGE_BYTES);
-    a->version = map_or_die(version_bytes);
-    lock_or_die(a->version, version_bytes);
+    a->version = map_locked_or_die(max_pages * sizeof(a->version[0]));
     a->first_page = first_page;
     a->nr_pages = 0;
 }
@@ -309,8 +184,8 @@ static void area_pass(Hog *h, Area *a)
     uint64_t t = now_ns(), next = 0, page, dice;
 
     for (uint64_t i = 0; i < a->nr_pages; i++) {
-        dice = random_below(h, 8);
-        page = dice & 3 ? next++ : random_below(h, a->nr_pages);
+        dice = random_below(&h->rng, 8);
+        page = dice & 3 ? next++ : random_below(&h->rng, a->nr_pages);
         page_check(h, a, page);
         if (dice & 4) {
             page_write(h, a, page);
@@ -331,7 +206,7 @@ static uint64_t phase_begin(Hog *h, const char *name)
 static void phase_end(Hog *h, uint64_t begin_ns)
 {
     stats_print(&h->phase_stats, h->phase, now_ns() - begin_ns);
-    stats_merge(&h->total_stats, &h->phase_stats);
+    latencies_merge(&h->total_stats, &h->phase_stats);
 }
 
 static void run_pinned(Hog *h, Area *area)
@@ -377,43 +252,6 @@ static void run_unpinned(Hog *h, Area *area)
     }
 }
 
-/* "KEY=NUMBER,..." */
-static void parse_options(Hog *h, char *text)
-{
-    char *save = NULL, *value, *end;
-
-    for (char *key = strtok_r(text, ",", &save); key;
-         key = strtok_r(NULL, ",", &save)) {
-        uint64_t n = 0;
-
-        value = strchr(key, '=');
-        if (value) {
-            *value++ = '\0';
-            n = strtoull(value, &end, 10);
-        }
-        if (!value || !*value || *end) {
-            fprintf(stderr, "memhog: want KEY=NUMBER, not '%s'\n", key);
-            exit(2);
-        }
-        if (!strcmp(key, "pinned")) {
-            h->pinned_mib = n;
-        } else if (!strcmp(key, "work")) {
-            h->work_mib = n;
-        } else if (!strcmp(key, "total")) {
-            h->total_mib = n;
-        } else if (!strcmp(key, "passes")) {
-            h->passes = n;
-        } else if (!strcmp(key, "seed")) {
-            h->seed = n;
-        } else if (!strcmp(key, "check")) {
-            h->check = n;
-        } else {
-            fprintf(stderr, "memhog: unknown option '%s'\n", key);
-            exit(2);
-        }
-    }
-}
-
 int main(int argc, char **argv)
 {
     static Hog hog = {
@@ -421,10 +259,19 @@ int main(int argc, char **argv)
         .passes = 2, .seed = 1,
     };
     Hog *h = &hog;
+    const LoadOption options[] = {
+        { "pinned", &h->pinned_mib },
+        { "work", &h->work_mib },
+        { "total", &h->total_mib },
+        { "passes", &h->passes },
+        { "seed", &h->seed },
+        { "check", &h->check },
+        { NULL }
+    };
     Area area;
 
     if (argc > 1) {
-        parse_options(h, argv[1]);
+        parse_options(options, argv[1]);
     }
     if (!h->work_mib || h->total_mib < h->work_mib) {
         fprintf(stderr, "memhog: want 0 < work <= total\n");
@@ -447,7 +294,7 @@ int main(int argc, char **argv)
            " pause_ns=%" PRIu64 "\n", h->data_errors, h->total_stats.max_ns,
            h->total_stats.pause_ns);
     printf("memhog: %" PRIu64 " touches, longest pause %.1f ms, %" PRIu64
-           " data errors\n", h->total_stats.touches,
+           " data errors\n", h->total_stats.count,
            h->total_stats.max_ns / 1e6, h->data_errors);
     return h->data_errors ? 1 : 0;
 }

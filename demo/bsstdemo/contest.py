@@ -2,7 +2,7 @@
 """The contestants, and one run of one of them
 
 A run boots the guest, waits until it is ready, notes every counter, says
-"go", follows memhog's score lines, and notes the counters again before the
+"go", follows the score lines of the load, and notes the counters again before the
 guest powers off.  What a run returns is a dictionary for the JSON file.
 """
 import ctypes
@@ -55,7 +55,8 @@ class Settings:
     guest_mib: int = 512
     limit_mib: int = 300
     overhead_mib: int = None        # None: as measured all the time
-    memhog: str = ''
+    load: str = 'memhog'            # the guest's program
+    options: str = ''               # of it
     smp: int = 1
     accel: str = 'tcg'
     cache: str = 'none'
@@ -64,7 +65,7 @@ class Settings:
     qemu_args: list = field(default_factory=list)
     image: str = ''                 # more options of the swap disk's image
     timeout_s: int = 300            # for a whole run
-    silence_s: int = 60             # memhog speaks every second
+    silence_s: int = 60             # the load speaks every second
 
     @property
     def folder(self):
@@ -92,7 +93,7 @@ def qemu_arguments(s, way, folder):
             '-kernel', str(s.folder / 'vmlinuz'),
             '-initrd', str(s.folder / 'initramfs'),
             '-append', ('console=ttyS0 quiet panic=-1 '
-                        f'memhog={s.memhog} {s.append}').strip()]
+                        f'load={s.load},{s.options} {s.append}').strip()]
     if way in 'bc':
         state = 'on' if way == 'c' else 'off'
         args += ['-object', 'host-swapper,id=sw0,'
@@ -140,6 +141,15 @@ def key_values(line):
             for k, v in pairs.items()}
 
 
+def progress_text(score):
+    """A score line for people"""
+    text = f"{score['second']:3d} s  {score['phase']:15s} "
+    if 'touches' in score:
+        return text + (f"{score['touches']:7,d} pages/s, "
+                       f"longest {score['max_ns'] / 1e6:7.1f} ms")
+    return text + f"{score['transactions']:7,d} transactions/s"
+
+
 class Run:
     """One run of one way"""
 
@@ -156,7 +166,7 @@ class Run:
         self.overheads = []             # of (a), as added to the limit
         self.result = {
             'way': way, 'description': WAYS[way], 'round': number,
-            'errors': [], 'data_errors': None, 'phases': {}, 'scores': [],
+            'errors': [], 'data_errors': None, 'phases': {}, 'kinds': {}, 'scores': [],
         }
 
     def run(self):
@@ -238,23 +248,24 @@ class Run:
                 return line
             if GUEST_TROUBLE.search(line):
                 self._error(f'guest: {line}')
-            if line.startswith('MEMHOG '):
-                self._memhog_line(line.split()[1], key_values(line))
+            if line.startswith(f'{self.s.load.upper()} '):
+                self._load_line(line.split()[1], key_values(line))
             if line.startswith('GUEST numbers'):
                 self.result['guest_done'] = key_values(line)
 
-    def _memhog_line(self, kind, values):
+    def _load_line(self, kind, values):
         if kind == 'score':
             self.result['scores'].append(values)
-            self.progress(f"{values['second']:3d} s  {values['phase']:15s} "
-                          f"{values['touches']:7,d} pages/s, "
-                          f"longest {values['max_ns'] / 1e6:7.1f} ms")
+            self.progress(progress_text(values))
         elif kind == 'phase':
             self.result['phases'][values.pop('name')] = values
         elif kind == 'error':
             self._error(f'guest: data error: {values}')
         elif kind == 'result':
             self.result['data_errors'] = values['data_errors']
+            self.result['load'] = values
+        elif kind == 'kind':
+            self.result['kinds'][values.pop('name')] = values
 
     # The measured part
 
@@ -310,7 +321,7 @@ class Run:
         self._note_answers()
         self._note_limit()
         if self.result['data_errors'] is None:
-            self._error(f'memhog has failed: {line}')
+            self._error(f'{self.s.load} has failed: {line}')
 
     def _cached_bytes(self):
         """Guest pages in memory outside guest RAM: victim or swap cache"""
