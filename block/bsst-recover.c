@@ -1,10 +1,11 @@
 /*
  * The journal of a block-swap store: reading it all, and a new one
  *
- * Image table, newest checkpoint, journal from there on, in large pieces.  The
- * time is linear in their size, and beside the maps a few MiB of memory are
- * needed.  What does not fit together is damage, and refused: going back to
- * something older would silently lose data.
+ * Image table, newest checkpoint, journal from there on, in large pieces.
+ * Records are collected, sorted by place, and applied to the maps in batches.
+ * The time is linear in the size of all this, and beside the maps 32 MiB of
+ * memory are needed at most.  What does not fit together is damage, and
+ * refused: going back to something older would silently lose data.
  *
  * Who salvages a store (bsst_journal_co_salvage) is told of each thing that is
  * damaged, and gets what is left: the same code, which passes over what it
@@ -147,28 +148,53 @@ static bool coroutine_fn load_table(BsstJournal *j, uint8_t *buf, Error **errp)
 
 /* Blocks of records */
 
+/* Checkpoint and journal, one after the other */
+typedef struct Restore {
+    BsstJournal *j;
+    RecordBatch *batch;         /* records that are not applied yet */
+    uint64_t added;             /* blocks that it may add to the maps */
+    uint64_t entries;           /* of all maps, without these */
+} Restore;
+
 typedef struct Replay {
     BsstJournal *j;
     BsstBlockKind kind;
     const char *what;
     BsstJournalPosition pos;    /* behind what has been read */
-    BsstJournalPosition end;    /* behind what has been applied */
+    BsstJournalPosition end;    /* behind what has been replayed */
     uint64_t origin;            /* blocks of images that came later ... */
     uint64_t nindirections;
-    uint64_t *restored;         /* entries of all maps, so far */
+    Restore *restore;
     bool too_many;              /* salvage: some were left out */
     BsstRecord *records;
 } Replay;
 
-/* Apply one record, unless it were too many. */
-static bool replay_record(Replay *r, BsstImage *image,
-                          const BsstRecord *record, Error **errp)
+static void restore_apply(Restore *t)
 {
-    const IndirectMap *map = durable_map_current(image->map);
-    uint64_t max = (uint64_t)r->j->sb.nslots * MAX_RESTORED;
-    uint64_t before = indirect_map_count(map);
+    QEMU_UNINITIALIZED BsstRecordWord word;
 
-    if (record->slot != BSST_SLOT_NONE && *r->restored + record->n > max) {
+    while (record_batch_next(t->batch, &word)) {
+        DurableMap *m = t->j->table[word.map]->map;
+        uint64_t before = indirect_map_count(durable_map_current(m));
+
+        durable_map_restore(m, &word);
+        t->entries += indirect_map_count(durable_map_current(m)) - before;
+    }
+    t->added = 0;
+}
+
+/* Replay one record of the image with entry @index, unless it were too many. */
+static bool replay_record(Replay *r, uint32_t index, const BsstRecord *record,
+                          Error **errp)
+{
+    uint64_t max = (uint64_t)r->j->sb.nslots * MAX_RESTORED;
+    uint64_t n = record->slot == BSST_SLOT_NONE ? 0 : record->n;
+    Restore *t = r->restore;
+
+    if (t->entries + t->added + n > max) {
+        restore_apply(t);       /* there may be less than it seemed */
+    }
+    if (n && t->entries + n > max) {
         if (!r->too_many) {
             r->too_many = true;
             return damaged(r->j, errp, 14, "it has far more indirections than "
@@ -176,8 +202,11 @@ static bool replay_record(Replay *r, BsstImage *image,
         }
         return true;
     }
-    durable_map_restore(image->map, record);
-    *r->restored += indirect_map_count(map) - before;
+    record_batch_add(t->batch, index, record);
+    t->added += n;
+    if (record_batch_bytes(t->batch) >= BSST_RECORD_BATCH_BYTES) {
+        restore_apply(t);
+    }
     return true;
 }
 
@@ -202,7 +231,7 @@ static bool replay_records(Replay *r, const BsstBlockHeader *h, unsigned n,
         return true;
     }
     for (i = 0; i < n; i++) {
-        if (!replay_record(r, image, &r->records[i], errp)) {
+        if (!replay_record(r, h->image, &r->records[i], errp)) {
             return false;
         }
     }
@@ -361,7 +390,7 @@ static bool coroutine_fn load_headers(BsstJournal *j, uint8_t *buf,
 static bool coroutine_fn load_body(BsstJournal *j, uint8_t *buf,
                                    BsstRecord *records,
                                    const BsstCheckpoint *c, unsigned area,
-                                   uint64_t *restored, Error **errp)
+                                   Restore *restore, Error **errp)
 {
     Replay r = {
         .j = j,
@@ -369,7 +398,7 @@ static bool coroutine_fn load_body(BsstJournal *j, uint8_t *buf,
         .what = "checkpoint",
         .pos = { .sequence = 1, .generation = c->generation },
         .origin = c->journal_sequence,
-        .restored = restored,
+        .restore = restore,
         .records = records,
     };
 
@@ -387,7 +416,7 @@ static bool coroutine_fn load_journal(BsstJournal *j, uint8_t *buf,
                                       BsstRecord *records,
                                       const BsstCheckpoint *c,
                                       BsstJournalPosition *tail,
-                                      uint64_t *restored, Error **errp)
+                                      Restore *restore, Error **errp)
 {
     Replay r = {
         .j = j,
@@ -399,7 +428,7 @@ static bool coroutine_fn load_journal(BsstJournal *j, uint8_t *buf,
             .chain = c->journal_chain,
             .generation = c->journal_generation,
         },
-        .restored = restored,
+        .restore = restore,
         .records = records,
     };
 
@@ -432,10 +461,11 @@ static bool check_first_sequences(BsstJournal *j,
 static bool coroutine_fn load_all(BsstJournal *j, uint8_t *buf, Error **errp)
 {
     g_autofree BsstRecord *records = g_new(BsstRecord, BSST_JOURNAL_RECORDS);
+    Restore restore = { .j = j };
     BsstCheckpoint c = { .number = 0 };
     BsstJournalPosition tail;
-    uint64_t restored = 0;
     unsigned area = 0;
+    bool ok;
 
     if (!load_table(j, buf, errp) ||
         !load_headers(j, buf, &c, &area, errp)) {
@@ -444,9 +474,13 @@ static bool coroutine_fn load_all(BsstJournal *j, uint8_t *buf, Error **errp)
     if (!c.number) {
         return true;            /* salvage: these are all */
     }
-    if (!load_body(j, buf, records, &c, area, &restored, errp) ||
-        !load_journal(j, buf, records, &c, &tail, &restored, errp) ||
-        !check_first_sequences(j, &tail, errp)) {
+    restore.batch = record_batch_new();
+    ok = load_body(j, buf, records, &c, area, &restore, errp) &&
+         load_journal(j, buf, records, &c, &tail, &restore, errp) &&
+         check_first_sequences(j, &tail, errp);
+    restore_apply(&restore);
+    record_batch_free(restore.batch);
+    if (!ok) {
         return false;
     }
     bsst_journal_recovered(j, &c, area, &tail);

@@ -40,28 +40,22 @@ static int coroutine_fn store_co_write_superblock(BsstStore *s)
 }
 
 /*
- * Take the references that the images' maps own.  Any other slot may have space
- * in the file, unless the store is @blank.
+ * Take the references that the images' maps own: there are no changes yet.  Any
+ * other slot may have space in the file, unless the store is @blank.
  */
 static void store_restore_references(BsstStore *s, bool blank)
 {
     BsstImage *image = NULL;
 
     while ((image = bsst_journal_next_image(s->journal, image))) {
-        BsstRecord r = { 0 }, batch[256];
-        unsigned n, i;
+        const IndirectMap *map = durable_map_current(image->map);
+        uint64_t block = 0;
+        const BsstSlot *slot;
+        unsigned n;
 
-        /* In batches: the processor then waits for many slots at once. */
-        do {
-            for (n = 0; n < ARRAY_SIZE(batch) &&
-                 durable_map_next_committed(image->map, false,
-                                            r.block + r.n, &r); n++) {
-                batch[n] = r;
-            }
-            for (i = 0; i < n; i++) {
-                slot_table_restore_ref(s->slots, batch[i].slot, batch[i].n);
-            }
-        } while (n == ARRAY_SIZE(batch));
+        while ((n = indirect_map_next_slots(map, &block, &slot))) {
+            slot_table_restore_refs(s->slots, slot, n);
+        }
     }
     slot_table_restore_done(s->slots, !blank);
 }
@@ -86,11 +80,11 @@ static int coroutine_fn store_co_load_checksums(BsstStore *s)
         }
         ret = bsst_store_co_meta_read(s, s->sb.checksums_offset + first * 8,
                                       buf, ROUND_UP(n * 8, BSST_PAGE_SIZE));
-        for (; ret == 0 && i < n; i++) {
-            if (slot_table_refs(s->slots, first + i)) {
-                slot_table_set_checksum(s->slots, first + i,
-                                        le64_to_cpu(buf[i]));
-            }
+        for (i = 0; ret == 0 && i < n; i++) {
+            le64_to_cpus(&buf[i]);
+        }
+        if (ret == 0) {
+            slot_table_restore_checksums(s->slots, first, n, buf);
         }
     }
     qemu_vfree(buf);

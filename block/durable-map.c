@@ -441,21 +441,15 @@ bool durable_map_next_committed(const DurableMap *m, bool prepared,
     return true;
 }
 
-void durable_map_restore(DurableMap *m, const BsstRecord *record)
+void durable_map_restore(DurableMap *m, const BsstRecordWord *word)
 {
-    BsstSlot slot[PIECE], old[PIECE];
-    unsigned i, k, n;
+    uint64_t rest;
 
     assert(!m->preparing && !durable_map_changed(m));
-    assert(record->block <= BSST_MAX_BLOCK - record->n);
-    for (i = 0; i < record->n; i += n) {
-        n = MIN(record->n - i, PIECE);
-        for (k = 0; k < n; k++) {
-            slot[k] = record->slot == BSST_SLOT_NONE ? BSST_SLOT_NONE
-                                                     : record->slot + i + k;
-        }
-        set_current(m, record->block + i, slot, n, old);
+    for (rest = word->mask; rest; rest &= rest - 1) {
+        assert(word->slot[__builtin_ctzll(rest)] != WAS_ABSENT);
     }
+    indirect_map_set_word(m->current, word->block, word->mask, word->slot);
 }
 
 size_t durable_map_bytes(const DurableMap *m)

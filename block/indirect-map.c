@@ -38,6 +38,7 @@
 
 #define FANOUT_BITS  6
 #define FANOUT       (1u << FANOUT_BITS)
+QEMU_BUILD_BUG_ON(FANOUT != BSST_WORD_BLOCKS);
 
 /* Guest disks have less than 2^63 bytes */
 #define MAX_BLOCKS   (1ULL << (63 - BSST_PAGE_BITS))
@@ -409,6 +410,68 @@ void indirect_map_remove_run(IndirectMap *map, uint64_t block, unsigned n,
     }
 }
 
+/* The blocks in @mask that have a slot in @slot[] */
+static uint64_t slots_mask(uint64_t mask, const BsstSlot *slot)
+{
+    uint64_t set = 0;
+
+    for (; mask; mask &= mask - 1) {
+        if (slot[__builtin_ctzll(mask)] != BSST_SLOT_NONE) {
+            set |= mask & -mask;
+        }
+    }
+    return set;
+}
+
+/*
+ * The elements of a leaf with the parts @all, where those in @set are from
+ * @slot[], and the others from @leaf.  Returns their number.
+ */
+static unsigned leaf_merge(const Node *leaf, uint64_t all, uint64_t set,
+                           const BsstSlot *slot, BsstSlot *elem)
+{
+    uint64_t old = leaf ? leaf->bitmap : 0, rest;
+    const BsstSlot *old_elem = (const BsstSlot *)(leaf + 1);
+    BsstSlot *next = elem;
+
+    for (rest = all | old; rest; rest &= rest - 1) {
+        uint64_t bit = rest & -rest;
+
+        if (all & bit) {
+            *next++ = set & bit ? slot[__builtin_ctzll(rest)] : *old_elem;
+        }
+        old_elem += (old & bit) != 0;
+    }
+    return next - elem;
+}
+
+void indirect_map_set_word(IndirectMap *map, uint64_t block, uint64_t mask,
+                           const BsstSlot *slot)
+{
+    const Node *leaf = map_leaf(map, block);
+    uint64_t old = leaf ? leaf->bitmap : 0;
+    uint64_t set = slots_mask(mask, slot);
+    uint64_t all = (old & ~mask) | set;
+    BsstSlot elem[FANOUT];
+    unsigned n, have;
+    Node **link;
+
+    assert(block % FANOUT == 0 && block < MAX_BLOCKS);
+    if (!all) {
+        if (old) {
+            leaf_remove(map, block, old);
+        }
+        return;
+    }
+    n = leaf_merge(leaf, all, set, slot, elem);
+    have = count_ones(old);
+    link = map_make_link(map, block);
+    node_resize(map, link, have, n, sizeof(BsstSlot));
+    memcpy(*link + 1, elem, n * sizeof(BsstSlot));
+    (*link)->bitmap = all;
+    map->count += (uint64_t)n - have;
+}
+
 /*
  * Move *@block forward to the first entry at or after it.
  *
@@ -458,6 +521,20 @@ bool indirect_map_next(const IndirectMap *map, uint64_t block,
         *slot = *node_slot(leaf, part_of(block, 0));
     }
     return true;
+}
+
+unsigned indirect_map_next_slots(const IndirectMap *map, uint64_t *block,
+                                 const BsstSlot **slot)
+{
+    const Node *leaf = map_seek(map, block);
+    unsigned part = part_of(*block, 0);
+
+    if (!leaf) {
+        return 0;
+    }
+    *slot = node_slot(leaf, part);
+    *block += FANOUT - part;
+    return count_ones(leaf->bitmap >> part);
 }
 
 /* Return how many blocks from @block on, at most @max, are in the map. */

@@ -340,14 +340,14 @@ bool slot_table_unref(SlotTable *t, BsstSlot slot)
     return true;
 }
 
-void slot_table_restore_ref(SlotTable *t, BsstSlot first, uint32_t n)
+void slot_table_restore_refs(SlotTable *t, const BsstSlot *slot, uint32_t n)
 {
     uint32_t i;
 
-    assert(first < t->nslots && n <= t->nslots - first);
-    for (i = first; i < first + n; i++) {
-        assert(t->refs[i] < UINT32_MAX);
-        t->refs[i]++;
+    for (i = 0; i < n; i++) {
+        assert(slot[i] < t->nslots);
+        assert(t->refs[slot[i]] < UINT32_MAX);
+        t->refs[slot[i]]++;
     }
 }
 
@@ -378,6 +378,19 @@ void slot_table_restore_done(SlotTable *t, bool backed)
         t->nbacked += __builtin_popcountll(t->backed[w]);
     }
     tree_update(t, 0, (1u << t->height) - 1);
+}
+
+void slot_table_restore_checksums(SlotTable *t, BsstSlot first, uint32_t n,
+                                  const uint64_t *checksum)
+{
+    uint32_t i;
+
+    assert(first < t->nslots && n <= t->nslots - first);
+    for (i = 0; i < n; i++) {
+        if (t->refs[first + i]) {
+            t->checksum[first + i] = checksum[i];
+        }
+    }
 }
 
 uint32_t slot_table_refs(const SlotTable *t, BsstSlot slot)

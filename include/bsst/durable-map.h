@@ -25,7 +25,7 @@
 #define BSST_DURABLE_MAP_H
 
 #include "bsst/indirect-map.h"
-#include "bsst/journal-format.h"
+#include "bsst/record-batch.h"
 
 typedef struct DurableMap DurableMap;
 
@@ -92,10 +92,11 @@ bool durable_map_next_committed(const DurableMap *m, bool prepared,
                                 uint64_t block, BsstRecord *record);
 
 /*
- * Recovery: apply @record to the committed state.  There are no changes and
- * no commit; references are the caller's business, after the last record.
+ * Recovery: apply what records say of some blocks (word->map does not matter) to
+ * the committed state.  There are no changes and no commit; references are the
+ * caller's business, at the end.
  */
-void durable_map_restore(DurableMap *m, const BsstRecord *record);
+void durable_map_restore(DurableMap *m, const BsstRecordWord *word);
 
 size_t durable_map_bytes(const DurableMap *m);
 

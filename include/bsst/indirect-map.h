@@ -54,6 +54,14 @@ void indirect_map_remove_run(IndirectMap *map, uint64_t block, unsigned n,
                              BsstSlot *old);
 
 /*
+ * Change those of the BSST_WORD_BLOCKS blocks from @block on, a multiple of it,
+ * that are in @mask (bit 0 is @block): let them be held by their element of
+ * @slot[], or forget them where that is BSST_SLOT_NONE.
+ */
+void indirect_map_set_word(IndirectMap *map, uint64_t block, uint64_t mask,
+                           const BsstSlot *slot);
+
+/*
  * Find the first entry whose block is at least @block.
  *
  * Returns true and fills in @found and @slot (each may be NULL), or false if
@@ -76,6 +84,14 @@ uint64_t indirect_map_extent(const IndirectMap *map, uint64_t block,
  */
 uint64_t indirect_map_word(const IndirectMap *map, uint64_t block,
                            BsstSlot except);
+
+/*
+ * All slots, a few at a time: let *@slot be those of the first entries at or
+ * after *@block, and move *@block behind them.  They are valid until @map
+ * changes.  Returns how many, at most BSST_WORD_BLOCKS; 0 at the end.
+ */
+unsigned indirect_map_next_slots(const IndirectMap *map, uint64_t *block,
+                                 const BsstSlot **slot);
 
 /* Number of entries. */
 uint64_t indirect_map_count(const IndirectMap *map);

@@ -50,16 +50,23 @@ bool slot_table_unref(SlotTable *t, BsstSlot slot);
 
 /*
  * Recovery, before anything else is done with a new table: count one more
- * reference for each of @n slots from @first on.  The caller has seen to it
+ * reference for each of the @n slots in @slot[].  The caller has seen to it
  * that there are less than 2^32 in all.
  */
-void slot_table_restore_ref(SlotTable *t, BsstSlot first, uint32_t n);
+void slot_table_restore_refs(SlotTable *t, const BsstSlot *slot, uint32_t n);
 
 /*
  * End recovery: slots with references are in use.  With @backed the free ones
  * may have space, too, so that it is given back at some time.
  */
 void slot_table_restore_done(SlotTable *t, bool backed);
+
+/*
+ * At the end of recovery: the checksums of the @n slots from @first on.  Those
+ * of free slots are passed over.
+ */
+void slot_table_restore_checksums(SlotTable *t, BsstSlot first, uint32_t n,
+                                  const uint64_t *checksum);
 
 /* Number of references of @slot, 0 if it is free. */
 uint32_t slot_table_refs(const SlotTable *t, BsstSlot slot);

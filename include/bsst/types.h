@@ -20,6 +20,9 @@ typedef uint32_t BsstSlot;
 /* No slot.  A store has at most BSST_SLOT_NONE slots. */
 #define BSST_SLOT_NONE  UINT32_MAX
 
+/* Blocks whose state fits into one word of bits: from a multiple of it on */
+#define BSST_WORD_BLOCKS 64u
+
 /*
  * QEMU lets the compiler zero what is on the stack; not so large scratch arrays
  * of hot paths.  QEMU 10.1 brings the macro itself.

@@ -379,10 +379,11 @@ static void take_references(World *w)
 
         while (durable_map_next_committed(image->map, false, r.block + r.n,
                                           &r)) {
-            slot_table_restore_ref(w->slots, r.slot, r.n);
             for (unsigned i = 0; i < r.n; i++) {
                 uint64_t word[] = { image_hash, r.block + i, r.slot + i };
+                BsstSlot slot = r.slot + i;
 
+                slot_table_restore_refs(w->slots, &slot, 1);
                 w->hash += bsst_checksum(word, sizeof(word));
             }
             total += r.n;

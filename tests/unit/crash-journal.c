@@ -1,8 +1,9 @@
 /*
  * The journal as the crash test runs it
  *
- * The same source, with few records to a block, so that tiny stores fill many
- * blocks; and a decoder that can be told to skip a check.
+ * The same source, with few records to a block and to a batch of recovery, so
+ * that tiny stores fill many of both; and a decoder that can be told to skip a
+ * check.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -34,6 +35,8 @@ static BsstBlockState decode(const uint8_t *buf, const BsstBlockHeader *e,
 /* Before any use of it, in bsst-journal-int.h */
 #undef BSST_JOURNAL_RECORDS
 #define BSST_JOURNAL_RECORDS CRASH_RECORDS
+#undef BSST_RECORD_BATCH_BYTES
+#define BSST_RECORD_BATCH_BYTES CRASH_BATCH_BYTES
 #define bsst_block_decode decode
 
 #include "../../block/bsst-checkpoint.c"

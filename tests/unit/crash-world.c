@@ -1275,7 +1275,7 @@ static void coroutine_fn co_restore_slots(World *w)
         uint64_t block = 0;
 
         while (indirect_map_next(image_map(image), block, &block, &slot)) {
-            slot_table_restore_ref(w->slots, slot, 1);
+            slot_table_restore_refs(w->slots, &slot, 1);
             block++;
         }
     }

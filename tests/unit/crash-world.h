@@ -27,6 +27,8 @@
 
 /* Records of a block of the journal in these tests */
 #define CRASH_RECORDS   2
+/* Recovery applies records when there are three or more. */
+#define CRASH_BATCH_BYTES 48
 
 #define MAX_IMAGES      3
 #define MAX_PAGES       24

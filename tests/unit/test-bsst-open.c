@@ -163,6 +163,47 @@ static void test_random(void)
     report();
 }
 
+/* A store with one image, and a journal of records of @n blocks */
+static GByteArray *long_records(unsigned n, unsigned count, uint64_t step,
+                                uint64_t keep)
+{
+    static const uint8_t entry[4] = { 1 };
+    uint8_t head[5] = { 4 }, record[12];
+    GByteArray *a = g_byte_array_new();
+
+    g_byte_array_append(a, entry, sizeof(entry));
+    stw_le_p(head + 2, 1 + 2 * count * sizeof(record));
+    g_byte_array_append(a, head, sizeof(head));
+    for (unsigned i = 0; i < 2 * count; i++) {
+        bool removal = i >= count;
+
+        stq_le_p(record, i % count * step);
+        stw_le_p(record + 6, n);
+        stl_le_p(record + 8, removal && i % count >= keep ? UINT32_MAX : 0);
+        g_byte_array_append(a, record, sizeof(record));
+    }
+    return a;
+}
+
+/*
+ * What has far more indirections than slots on the way is refused, whatever it
+ * has in the end; records that replace one another are not counted.
+ */
+static void test_bound(void)
+{
+    GByteArray *a = long_records(200, 100, 0, 100);
+
+    g_assert_cmpint(try_store(a->data, a->len), ==, STORE_OPENED);
+    g_byte_array_unref(a);
+    a = long_records(200, 4, 100000, 1);
+    g_assert_cmpint(try_store(a->data, a->len), ==, STORE_OPENED);
+    g_byte_array_unref(a);
+    a = long_records(200, 100, 100000, 1);
+    g_assert_cmpint(try_store(a->data, a->len), ==, STORE_REFUSED);
+    g_byte_array_unref(a);
+    report();
+}
+
 int main(int argc, char **argv)
 {
     const char *env = g_getenv("BSST_TEST_SEED");
@@ -172,6 +213,7 @@ int main(int argc, char **argv)
     seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
     g_test_message("BSST_TEST_SEED=%u", seed);
     g_test_add_func("/bsst-open/corpus", test_corpus);
+    g_test_add_func("/bsst-open/bound", test_bound);
     g_test_add_func("/bsst-open/random", test_random);
     return g_test_run();
 }

@@ -201,6 +201,25 @@ static void pair_abort(Pair *p)
     memcpy(p->prepared, p->committed, sizeof(p->prepared));
 }
 
+/* Let @m be restored from what has been added to @batch. */
+static void restore_batch(DurableMap *m, RecordBatch *batch)
+{
+    BsstRecordWord word;
+
+    while (record_batch_next(batch, &word)) {
+        durable_map_restore(m, &word);
+    }
+}
+
+static void restore(DurableMap *m, const BsstRecord *record)
+{
+    RecordBatch *batch = record_batch_new();
+
+    record_batch_add(batch, 0, record);
+    restore_batch(m, batch);
+    record_batch_free(batch);
+}
+
 static void check_iteration(Pair *p, bool prepared, const BsstSlot *expected)
 {
     DurableMap *restored = durable_map_new();
@@ -215,7 +234,7 @@ static void check_iteration(Pair *p, bool prepared, const BsstSlot *expected)
         g_assert_cmpuint(r.slot, !=, NONE);
         g_assert_false(last.n && last.block + last.n == r.block &&
                        last.slot + last.n == r.slot);
-        durable_map_restore(restored, &r);
+        restore(restored, &r);
         entries += r.n;
         last = r;
     }
@@ -488,12 +507,12 @@ static void test_restore(void)
     DurableMap *m = durable_map_new();
     const IndirectMap *current = durable_map_current(m);
 
-    durable_map_restore(m, &(BsstRecord) { .block = 10, .n = 60000 });
-    durable_map_restore(m, &(BsstRecord) {
+    restore(m, &(BsstRecord) { .block = 10, .n = 60000 });
+    restore(m, &(BsstRecord) {
         .block = 20, .n = 100, .slot = NONE });
-    durable_map_restore(m, &(BsstRecord) {
+    restore(m, &(BsstRecord) {
         .block = 30, .n = 1, .slot = 99999 });
-    durable_map_restore(m, &(BsstRecord) {
+    restore(m, &(BsstRecord) {
         .block = BSST_MAX_BLOCK - 2, .n = 2, .slot = BSST_SLOT_NONE - 3 });
     g_assert_cmpuint(indirect_map_count(current), ==, 60000 - 100 + 1 + 2);
     g_assert_cmpuint(indirect_map_lookup(current, 10), ==, 0);
@@ -576,6 +595,7 @@ static void test_perf(void)
 static void test_perf_restore(void)
 {
     const unsigned n = 10000000;
+    RecordBatch *batch = record_batch_new();
     DurableMap *m = durable_map_new();
     double start = cpu_s();
     BsstRecord r = { .n = 1 };
@@ -583,8 +603,13 @@ static void test_perf_restore(void)
     for (unsigned i = 0; i < n; i++) {
         r.block += 1 + (i * 2654435761u >> 31);
         r.slot = i * 2654435761u % n;
-        durable_map_restore(m, &r);
+        record_batch_add(batch, 0, &r);
+        if (record_batch_bytes(batch) >= BSST_RECORD_BATCH_BYTES) {
+            restore_batch(m, batch);
+        }
     }
+    restore_batch(m, batch);
+    record_batch_free(batch);
     g_test_message("restore of %u blocks: %.0f ms, %.1f MB", n,
                    (cpu_s() - start) * 1e3,
                    durable_map_bytes(m) / 1e6);

@@ -99,6 +99,23 @@ static void check_next(const Pair *p, uint64_t block)
     g_assert_cmpuint(slot, ==, entry_at(p, i)->slot);
 }
 
+/* The slots of the entries from @block on, in its word */
+static void check_next_slots(const Pair *p, uint64_t block)
+{
+    unsigned i = shadow_find(p, block), n, k;
+    const BsstSlot *slot;
+
+    n = indirect_map_next_slots(p->map, &block, &slot);
+    g_assert_cmpint(n > 0, ==, i < p->shadow->len);
+    for (k = 0; k < n; k++) {
+        g_assert_cmpuint(slot[k], ==, entry_at(p, i + k)->slot);
+        g_assert_cmpuint(entry_at(p, i + k)->block, <, block);
+    }
+    if (n && i + n < p->shadow->len) {
+        g_assert_cmpuint(entry_at(p, i + n)->block, >=, block);
+    }
+}
+
 static uint64_t check_extent(const Pair *p, uint64_t block, uint64_t max)
 {
     unsigned i = shadow_find(p, block);
@@ -140,6 +157,7 @@ static void check_around(const Pair *p, uint64_t block, uint64_t max)
     for (b = block ? block - 1 : 0; b <= last; b++) {
         check_lookup(p, b);
         check_next(p, b);
+        check_next_slots(p, b);
         check_extent(p, b, max);
         check_word(p, b);
     }
@@ -149,14 +167,25 @@ static void check_around(const Pair *p, uint64_t block, uint64_t max)
 static void check_all(const Pair *p)
 {
     uint64_t block = 0;
+    const BsstSlot *slots;
     BsstSlot slot;
-    unsigned i;
+    unsigned i, n;
 
     for (i = 0; indirect_map_next(p->map, block, &block, &slot); i++) {
         g_assert_cmpuint(i, <, p->shadow->len);
         g_assert_cmpuint(block, ==, entry_at(p, i)->block);
         g_assert_cmpuint(slot, ==, entry_at(p, i)->slot);
         block++;
+    }
+    g_assert_cmpuint(i, ==, p->shadow->len);
+
+    for (i = 0, block = 0; (n = indirect_map_next_slots(p->map, &block,
+                                                        &slots)); i += n) {
+        g_assert_cmpuint(i + n, <=, p->shadow->len);
+        for (unsigned k = 0; k < n; k++) {
+            g_assert_cmpuint(slots[k], ==, entry_at(p, i + k)->slot);
+        }
+        g_assert_cmpuint(block, >, entry_at(p, i + n - 1)->block);
     }
     g_assert_cmpuint(i, ==, p->shadow->len);
 
@@ -242,6 +271,39 @@ static void pair_remove_run(Pair *p, uint64_t block, unsigned n)
     }
 }
 
+/* Some of 64 blocks in one go: new slots, removals; both may change nothing */
+static void pair_set_word(Pair *p, GRand *rand, uint64_t block)
+{
+    uint64_t mask = (uint64_t)g_rand_int(rand) << 32 | g_rand_int(rand);
+    BsstSlot slot[BSST_WORD_BLOCKS];
+    unsigned removed = g_rand_int(rand) % 4;
+
+    block &= ~63ULL;
+    if (g_rand_int(rand) % 4 == 0) {
+        mask = ~0ULL >> g_rand_int(rand) % 64;
+    }
+    for (unsigned k = 0; k < BSST_WORD_BLOCKS; k++) {
+        bool remove = removed == 3 || g_rand_int(rand) % 4 < removed;
+
+        slot[k] = remove ? BSST_SLOT_NONE : g_rand_int(rand) >> 1;
+    }
+    indirect_map_set_word(p->map, block, mask, slot);
+    for (unsigned k = 0; k < BSST_WORD_BLOCKS; k++) {
+        Entry entry = { .block = block + k, .slot = slot[k] };
+        unsigned i = shadow_find(p, block + k);
+
+        if (!(mask >> k & 1)) {
+            continue;
+        }
+        if (i < p->shadow->len && entry_at(p, i)->block == block + k) {
+            g_array_remove_index(p->shadow, i);
+        }
+        if (slot[k] != BSST_SLOT_NONE) {
+            g_array_insert_val(p->shadow, i, entry);
+        }
+    }
+}
+
 static void pair_remove_all(Pair *p)
 {
     while (p->shadow->len) {
@@ -278,7 +340,12 @@ static void random_operation(Pair *p, GRand *rand, bool growing)
         insert = false;
     }
     n = MIN(n, LAST_BLOCK - block + 1);
-    if (g_rand_boolean(rand)) {
+    if (g_rand_int(rand) % 4 == 0) {
+        pair_set_word(p, rand, block);
+        check_around(p, block & ~63ULL, max);
+        check_around(p, block | 63, max);
+        n = 0;
+    } else if (g_rand_boolean(rand)) {
         if (insert) {
             pair_insert_run(p, block, g_rand_int(rand) >> 1, n);
         } else {

@@ -366,7 +366,9 @@ static void test_restore(void)
 {
     const uint32_t sizes[] = { 1, 63, 64, 65, 128, 513, 2000 };
     GRand *rand = g_rand_new_with_seed(seed);
-    uint32_t i, k, first, n;
+    uint64_t sum[2000];
+    BsstSlot slot[100];
+    uint32_t i, k, n;
     Pair p;
 
     for (i = 0; i < 4 * G_N_ELEMENTS(sizes); i++) {
@@ -374,14 +376,22 @@ static void test_restore(void)
 
         pair_init(&p, sizes[i / 4]);
         for (k = g_rand_int(rand) % 20; k > 0; k--) {
-            first = g_rand_int(rand) % p.nslots;
-            n = g_rand_int(rand) % MIN(100, p.nslots - first + 1);
-            slot_table_restore_ref(p.table, first, n);
-            while (n--) {
-                p.cell[first + n].refs++;
+            uint32_t count = g_rand_int(rand) % (ARRAY_SIZE(slot) + 1);
+
+            for (n = 0; n < count; n++) {
+                slot[n] = g_rand_int(rand) % p.nslots;
+                p.cell[slot[n]].refs++;
             }
+            slot_table_restore_refs(p.table, slot, n);
         }
         slot_table_restore_done(p.table, backed);
+        for (k = 0; k < p.nslots; k++) {
+            sum[k] = g_rand_int(rand);
+            p.cell[k].checksum = p.cell[k].refs ? sum[k] : 0;
+        }
+        n = g_rand_int(rand) % p.nslots;
+        slot_table_restore_checksums(p.table, 0, n, sum);
+        slot_table_restore_checksums(p.table, n, p.nslots - n, sum + n);
         for (k = 0; k < p.nslots; k++) {
             p.cell[k].backed = backed || p.cell[k].refs;
         }
@@ -487,7 +497,7 @@ static void test_perf_restore(void)
     uint32_t i;
 
     for (i = 0; i < nslots; i += 3) {
-        slot_table_restore_ref(t, i, 1);
+        slot_table_restore_refs(t, &i, 1);
     }
     g_test_message("restore of %u slots: references %.1f ms", nslots,
                    g_timer_elapsed(timer, NULL) * 1e3);
