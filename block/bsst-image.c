@@ -238,15 +238,16 @@ BsstImage *bsst_journal_find_image(BsstJournal *j, const uint8_t uuid[16])
 
 /* Room */
 
-void bsst_image_set_locked(BsstImage *image, uint64_t block,
-                                        const BsstSlot *slot, unsigned n,
-                                        BsstSlot *old, BsstSlot *drop)
+unsigned bsst_image_set_locked(BsstImage *image, uint64_t block,
+                               const BsstSlot *slot, unsigned n, BsstSlot *old,
+                               BsstSlot *drop)
 {
     uint64_t weight = durable_map_weight(image->map);
+    unsigned had = durable_map_set(image->map, block, slot, n, old, drop);
 
-    durable_map_set(image->map, block, slot, n, old, drop);
     bsst_journal_add_weight(image->journal, weight,
                             durable_map_weight(image->map));
+    return had;
 }
 
 bool bsst_journal_reserve(BsstJournal *j, unsigned n)

@@ -243,12 +243,13 @@ bool coroutine_fn bsst_map_next_run(BDRVBsstState *s, uint64_t *block,
 void bsst_map_publish_locked(BDRVBsstState *s);
 
 /*
- * Let the @n blocks from @block on be held by @slot[]; BSST_SLOT_NONE removes
- * the entry.  Takes over a reference of each slot, and drops those of the
+ * Let the @n blocks from @block on be held by @slot[], in which @made are not
+ * BSST_SLOT_NONE, which removes the entry.  Takes over a reference of each slot, and drops those of the
  * slots that were replaced and that no crash can bring back.
  */
 void coroutine_fn bsst_map_update(BlockDriverState *bs, uint64_t block,
-                                  const BsstSlot *slot, unsigned n);
+                                  const BsstSlot *slot, unsigned n,
+                                  unsigned made);
 
 /* Remove all entries of [@block, @end). */
 void coroutine_fn bsst_map_remove(BlockDriverState *bs, uint64_t block,

@@ -54,9 +54,9 @@ void bsst_qiov_pages(QEMUIOVector *qiov, size_t qiov_offset, void **page,
     const struct iovec *iov = qiov->iov;
     const struct iovec *end = qiov->iov + qiov->niov;
     size_t pos = qiov_offset;   /* in *iov */
-    unsigned i;
+    unsigned i = 0, whole;
 
-    for (i = 0; i < n; i++) {
+    while (i < n) {
         uint8_t *base;
 
         while (iov < end && pos >= iov->iov_len) {
@@ -65,9 +65,16 @@ void bsst_qiov_pages(QEMUIOVector *qiov, size_t qiov_offset, void **page,
         }
         assert(iov < end);
         base = (uint8_t *)iov->iov_base + pos;
-        page[i] = QEMU_PTR_IS_ALIGNED(base, BSST_PAGE_SIZE) &&
-                  iov->iov_len - pos >= BSST_PAGE_SIZE ? base : NULL;
-        pos += BSST_PAGE_SIZE;
+        whole = MIN(n - i, (iov->iov_len - pos) / BSST_PAGE_SIZE);
+        if (!whole || !QEMU_PTR_IS_ALIGNED(base, BSST_PAGE_SIZE)) {
+            page[i++] = NULL;
+            pos += BSST_PAGE_SIZE;
+            continue;
+        }
+        pos += (size_t)whole * BSST_PAGE_SIZE;
+        for (; whole; whole--, base += BSST_PAGE_SIZE) {
+            page[i++] = base;
+        }
     }
 }
 

@@ -109,17 +109,15 @@ static void coroutine_fn
 bsst_map_set(BDRVBsstState *s, uint64_t block, const BsstSlot *slot,
              unsigned n, BsstSlot *drop, unsigned *ndrop, unsigned *removed)
 {
-    QEMU_UNINITIALIZED BsstSlot old[BSST_BATCH];
     unsigned i;
 
-    assert(n <= BSST_BATCH);
+    *ndrop = 0;
     QEMU_LOCK_GUARD(&s->image->lock);
     assert(reqlist_find_conflict(&s->reqs, bsst_block_offset(block),
                                  bsst_block_offset(n))); /* B2 */
-    bsst_image_set_locked(s->image, block, slot, n, old, drop);
+    *removed = bsst_image_set_locked(s->image, block, slot, n, drop, drop);
     bsst_map_publish_locked(s);
-    for (i = 0, *ndrop = 0, *removed = 0; i < n; i++) {
-        *removed += old[i] != BSST_SLOT_NONE;
+    for (i = 0; *removed && i < n; i++) {
         if (drop[i] != BSST_SLOT_NONE) {
             drop[(*ndrop)++] = drop[i];
         }
@@ -137,7 +135,9 @@ bsst_map_set_all(BlockDriverState *bs, uint64_t block, const BsstSlot *slot,
     for (; n; block += chunk, slot += chunk, n -= chunk) {
         chunk = MIN(n, BSST_BATCH);
         bsst_map_set(s, block, slot, chunk, drop, &ndrop, &removed);
-        stat64_add(&s->removed[cause], removed);
+        if (removed) {
+            stat64_add(&s->removed[cause], removed);
+        }
         if (ndrop) {
             bsst_slot_unref(s->store, drop, ndrop);
         }
@@ -145,14 +145,11 @@ bsst_map_set_all(BlockDriverState *bs, uint64_t block, const BsstSlot *slot,
 }
 
 void coroutine_fn bsst_map_update(BlockDriverState *bs, uint64_t block,
-                                  const BsstSlot *slot, unsigned n)
+                                  const BsstSlot *slot, unsigned n,
+                                  unsigned made)
 {
     BDRVBsstState *s = bs->opaque;
-    unsigned i, made = 0;
 
-    for (i = 0; i < n; i++) {
-        made += slot[i] != BSST_SLOT_NONE;
-    }
     trace_bsst_map_update(bs, block, n);
     stat64_add(&s->made, made);
     bsst_map_set_all(bs, block, slot, n, BSST_REMOVE_OVERWRITE);

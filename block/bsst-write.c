@@ -399,7 +399,7 @@ static void coroutine_fn bsst_write_commit(BsstWrite *w)
     BDRVBsstState *s = w->bs->opaque;
 
     if (w->slots || qatomic_read(&s->map_count)) {
-        bsst_map_update(w->bs, w->first, w->slot, w->n);
+        bsst_map_update(w->bs, w->first, w->slot, w->n, w->slots);
     }
 }
 

@@ -98,26 +98,28 @@ const IndirectMap *durable_map_current(const DurableMap *m)
     return m->current;
 }
 
-/* Set the current state only. */
-static void set_current(DurableMap *m, uint64_t block, const BsstSlot *slot,
-                        unsigned n, BsstSlot *old)
+/* Set the current state only.  Returns how many blocks had a slot. */
+static unsigned set_current(DurableMap *m, uint64_t block, const BsstSlot *slot,
+                            unsigned n, BsstSlot *old)
 {
-    unsigned i, k;
+    unsigned i, k, had = 0;
 
     for (i = 0; i < n; i += k) {
-        for (k = 0; i + k < n && slot[i + k] != BSST_SLOT_NONE; k++) {
-            assert(slot[i + k] < WAS_ABSENT);
+        for (k = 0; i + k < n && slot[i + k] < WAS_ABSENT; k++) {
+            ;
         }
         if (k) {
-            indirect_map_insert_run(m->current, block + i, slot + i, k,
-                                    old + i);
+            had += indirect_map_insert_run(m->current, block + i, slot + i, k,
+                                           old + i);
             continue;
         }
-        while (i + k < n && slot[i + k] == BSST_SLOT_NONE) {
-            k++;
+        for (; i + k < n && slot[i + k] == BSST_SLOT_NONE; k++) {
+            ;
         }
-        indirect_map_remove_run(m->current, block + i, k, old + i);
+        assert(k);
+        had += indirect_map_remove_run(m->current, block + i, k, old + i);
     }
+    return had;
 }
 
 /*
@@ -150,6 +152,24 @@ static void note_first_change(DurableMap *m, uint64_t block,
             k = 1;
         }
     }
+}
+
+/* The same where none of them had a slot. */
+static void note_first_slots(DurableMap *m, uint64_t block,
+                             const BsstSlot *slot, unsigned n, BsstSlot *drop)
+{
+    unsigned i, k;
+
+    for (i = 0; i < n; i += k) {
+        for (k = 0; i + k < n && slot[i + k] != BSST_SLOT_NONE; k++) {
+            ;
+        }
+        if (k) {
+            indirect_map_fill(m->changed, block + i, k, WAS_ABSENT);
+        }
+        k += !k;
+    }
+    memset(drop, 0xff, n * sizeof(*drop));      /* BSST_SLOT_NONE */
 }
 
 static void put_in_limbo(DurableMap *m, BsstSlot slot)
@@ -225,22 +245,25 @@ static void note_next_changes(DurableMap *m, uint64_t block,
     }
 }
 
-void durable_map_set(DurableMap *m, uint64_t block, const BsstSlot *slot,
-                     unsigned n, BsstSlot *old, BsstSlot *drop)
+unsigned durable_map_set(DurableMap *m, uint64_t block, const BsstSlot *slot,
+                         unsigned n, BsstSlot *old, BsstSlot *drop)
 {
-    unsigned i, run;
+    unsigned i, run, had;
     bool again;
 
     assert(block <= BSST_MAX_BLOCK && n <= BSST_MAX_BLOCK - block);
-    set_current(m, block, slot, n, old);
+    had = set_current(m, block, slot, n, old);
     for (i = 0; i < n; i += run) {
         run = indirect_map_extent(m->changed, block + i, n - i, &again);
         if (again) {
             note_next_changes(m, block + i, slot + i, run, old + i, drop + i);
+        } else if (!had) {
+            note_first_slots(m, block + i, slot + i, run, drop + i);
         } else {
             note_first_change(m, block + i, slot + i, run, old + i, drop + i);
         }
     }
+    return had;
 }
 
 bool durable_map_changed(const DurableMap *m)

@@ -296,44 +296,43 @@ static void leaf_old_slots(uint64_t bitmap, uint64_t mask, const BsstSlot *elem,
 }
 
 /*
- * @n blocks of one leaf.  Afterwards their elements stand side by side, in the
- * place of those that some of them had before.  Returns the number of these.
+ * Make room for @n blocks of one leaf.  Their elements stand side by side then,
+ * and those that some of them had before are in @old (NULL: none had).  Returns
+ * the first, and the number of those that had one.
  */
-static unsigned leaf_insert_run(IndirectMap *map, uint64_t block,
-                                const BsstSlot *slot, unsigned n,
-                                BsstSlot *old)
+static BsstSlot *leaf_open_run(IndirectMap *map, uint64_t block, unsigned n,
+                               BsstSlot *old, unsigned *replaced)
 {
     Node **link = map_make_link(map, block);
     unsigned part = part_of(block, 0);
     uint64_t mask = (n < FANOUT ? (1ULL << n) - 1 : ~0ULL) << part;
     uint64_t bitmap = *link ? (*link)->bitmap : 0;
     unsigned have = count_ones(bitmap);
-    unsigned replaced = count_ones(bitmap & mask);
     unsigned rank;
     BsstSlot *elem;
 
+    *replaced = count_ones(bitmap & mask);
     /* The array never shrinks here: first all that is new gets its room. */
-    node_resize(map, link, have, have + n - replaced, sizeof(BsstSlot));
+    node_resize(map, link, have, have + n - *replaced, sizeof(BsstSlot));
     rank = node_rank(*link, part);
     elem = (BsstSlot *)(*link + 1) + rank;
-    if (replaced) {
+    if (*replaced) {
         leaf_old_slots(bitmap, mask, elem, old);
-    } else {
+    } else if (old) {
         memset(old, 0xff, n * sizeof(BsstSlot));        /* BSST_SLOT_NONE */
     }
-    memmove(elem + n, elem + replaced,
-            (have - rank - replaced) * sizeof(BsstSlot));
-    memcpy(elem, slot, n * sizeof(BsstSlot));
+    memmove(elem + n, elem + *replaced,
+            (have - rank - *replaced) * sizeof(BsstSlot));
     (*link)->bitmap = bitmap | mask;
-    map->count += n - replaced;
-    return replaced;
+    map->count += n - *replaced;
+    return elem;
 }
 
 unsigned indirect_map_insert_run(IndirectMap *map, uint64_t block,
                                  const BsstSlot *slot, unsigned n,
                                  BsstSlot *old)
 {
-    unsigned i, piece, replaced = 0;
+    unsigned i, piece, again, replaced = 0;
 
     assert(block <= MAX_BLOCKS - n);
     for (i = 0; i < n; i++) {
@@ -341,10 +340,28 @@ unsigned indirect_map_insert_run(IndirectMap *map, uint64_t block,
     }
     for (i = 0; i < n; i += piece) {
         piece = MIN(n - i, FANOUT - part_of(block + i, 0));
-        replaced += leaf_insert_run(map, block + i, slot + i, piece,
-                                    old + i);
+        memcpy(leaf_open_run(map, block + i, piece, old + i, &again), slot + i,
+               piece * sizeof(*slot));
+        replaced += again;
     }
     return replaced;
+}
+
+void indirect_map_fill(IndirectMap *map, uint64_t block, unsigned n,
+                       BsstSlot slot)
+{
+    unsigned i, k, piece, again;
+    BsstSlot *elem;
+
+    assert(block <= MAX_BLOCKS - n && slot != BSST_SLOT_NONE);
+    for (i = 0; i < n; i += piece) {
+        piece = MIN(n - i, FANOUT - part_of(block + i, 0));
+        elem = leaf_open_run(map, block + i, piece, NULL, &again);
+        assert(!again);
+        for (k = 0; k < piece; k++) {
+            elem[k] = slot;
+        }
+    }
 }
 
 /* Take @parts, which it has, out of the leaf for @block. */
@@ -379,9 +396,9 @@ BsstSlot indirect_map_remove(IndirectMap *map, uint64_t block)
     return old;
 }
 
-/* @n blocks of one leaf */
-static void leaf_remove_run(IndirectMap *map, uint64_t block, unsigned n,
-                            BsstSlot *old)
+/* @n blocks of one leaf.  Returns how many of them it had. */
+static unsigned leaf_remove_run(IndirectMap *map, uint64_t block, unsigned n,
+                                BsstSlot *old)
 {
     const Node *leaf = map_leaf(map, block);
     unsigned i, part = part_of(block, 0);
@@ -397,17 +414,19 @@ static void leaf_remove_run(IndirectMap *map, uint64_t block, unsigned n,
     if (parts) {
         leaf_remove(map, block, parts);
     }
+    return count_ones(parts);
 }
 
-void indirect_map_remove_run(IndirectMap *map, uint64_t block, unsigned n,
-                             BsstSlot *old)
+unsigned indirect_map_remove_run(IndirectMap *map, uint64_t block, unsigned n,
+                                 BsstSlot *old)
 {
-    unsigned i, piece;
+    unsigned i, piece, removed = 0;
 
     for (i = 0; i < n; i += piece) {
         piece = MIN(n - i, FANOUT - part_of(block + i, 0));
-        leaf_remove_run(map, block + i, piece, old + i);
+        removed += leaf_remove_run(map, block + i, piece, old + i);
     }
+    return removed;
 }
 
 /* The blocks in @mask that have a slot in @slot[] */

@@ -320,12 +320,20 @@ void slot_table_ref(SlotTable *t, BsstSlot slot)
 
 void slot_table_ref_list(SlotTable *t, const BsstSlot *slot, uint32_t n)
 {
-    uint32_t i;
+    uint32_t i, k, run;
 
-    for (i = 0; i < n; i++) {
-        assert(slot[i] < t->nslots);
-        assert(t->refs[slot[i]] > 0 && t->refs[slot[i]] < UINT32_MAX);
-        t->refs[slot[i]]++;
+    for (i = 0; i < n; i += run) {
+        uint32_t *refs;
+
+        for (run = 1; i + run < n && slot[i + run] == slot[i] + run; run++) {
+            ;
+        }
+        assert(slot[i] < t->nslots && run <= t->nslots - slot[i]);
+        refs = &t->refs[slot[i]];
+        for (k = 0; k < run; k++) {
+            assert(refs[k] - 1 < UINT32_MAX - 1);   /* neither 0 nor the last */
+            refs[k]++;
+        }
     }
 }
 

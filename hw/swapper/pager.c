@@ -190,23 +190,45 @@ static void pager_claim(BsstPager *pager, void *const *addr,
     }
 }
 
+/*
+ * Claim the first of @n pages, and those that follow it in memory as well as in
+ * @addr, if they are in slots.  Returns their number, or 0 at the first page
+ * that is not: the caller claims it in the other way then.
+ */
+static unsigned claim_run_locked(Pager *p, void *const *addr, BsstSlot *slot,
+                                 unsigned n)
+{
+    const PagerRegion *r = NULL;
+    uint64_t page, *word;
+    unsigned i;
+
+    if (!lookup_next(p, &r, addr[0], &page)) {
+        return 0;
+    }
+    n = MIN(n, r->first + r->npages - page);
+    word = &p->pages.word[page];
+    for (i = 0; i < n && addr[i] == addr[0] + (size_t)i * BSST_PAGE_SIZE; i++) {
+        if (!page_word_in_slot(word[i])) {
+            return 0;
+        }
+        slot[i] = page_word_ref(word[i]);
+        word[i] |= PAGE_FLAG_INTERCEPTED;
+    }
+    return i;
+}
+
 static bool pager_claim_slots(BsstPager *pager, void *const *addr,
                               BsstSlot *slot, unsigned n)
 {
     Pager *p = container_of(pager, Pager, base);
-    const PagerRegion *region = NULL;
-    uint64_t page;
+    unsigned i, run;
 
     QEMU_LOCK_GUARD(&p->lock);
-    for (unsigned i = 0; i < n; i++) {
-        if (!lookup_next(p, &region, addr[i], &page) ||
-            !(page_state(&p->pages, page) == PAGE_SWAPPED ||
-              page_state(&p->pages, page) == PAGE_LOADING)) {
+    for (i = 0; i < n; i += run) {
+        run = claim_run_locked(p, addr + i, slot + i, n - i);
+        if (!run) {
             return false;
         }
-        slot[i] = page_ref(&p->pages, page);
-        /* If this fails, the caller claims the page in the other way now. */
-        page_set_flag(&p->pages, page, PAGE_FLAG_INTERCEPTED);
     }
     p->n.intercepted += n;
     bsst_slot_ref(p->store, slot, n);       /* P4: still under the page lock */

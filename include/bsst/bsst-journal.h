@@ -190,9 +190,9 @@ void bsst_journal_unreserve(BsstJournal *j, unsigned n);
  * durable_map_set() on @image's map, whose lock the caller holds.  Whoever
  * adds entries has reserved them.
  */
-void bsst_image_set_locked(BsstImage *image, uint64_t block,
-                           const BsstSlot *slot, unsigned n, BsstSlot *old,
-                           BsstSlot *drop);
+unsigned bsst_image_set_locked(BsstImage *image, uint64_t block,
+                               const BsstSlot *slot, unsigned n, BsstSlot *old,
+                               BsstSlot *drop);
 
 /* Flushes the image's own data.  Returns 0 or -errno. */
 typedef int coroutine_fn BsstDataFlush(void *opaque);

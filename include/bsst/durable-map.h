@@ -42,10 +42,11 @@ const IndirectMap *durable_map_current(const DurableMap *m);
  *
  * @old[] gets the slots that held them before, or BSST_SLOT_NONE; @drop[] those
  * of them whose references the caller has to drop now, or BSST_SLOT_NONE.  Both
- * are as long as @slot, and @drop may be @old.
+ * are as long as @slot, and @drop may be @old.  Returns how many slots are in
+ * @old; if none, none is in @drop.
  */
-void durable_map_set(DurableMap *m, uint64_t block, const BsstSlot *slot,
-                     unsigned n, BsstSlot *old, BsstSlot *drop);
+unsigned durable_map_set(DurableMap *m, uint64_t block, const BsstSlot *slot,
+                         unsigned n, BsstSlot *old, BsstSlot *drop);
 
 /* True if the current state differs from the one prepared last. */
 bool durable_map_changed(const DurableMap *m);

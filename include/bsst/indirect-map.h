@@ -42,16 +42,21 @@ unsigned indirect_map_insert_run(IndirectMap *map, uint64_t block,
                                  const BsstSlot *slot, unsigned n,
                                  BsstSlot *old);
 
+/* The same with one slot for all of them, and none of them in the map. */
+void indirect_map_fill(IndirectMap *map, uint64_t block, unsigned n,
+                       BsstSlot slot);
+
 /* Forget @block.  Returns the slot that held it, or BSST_SLOT_NONE. */
 BsstSlot indirect_map_remove(IndirectMap *map, uint64_t block);
 
 /*
  * Forget the @n blocks from @block on.  Much faster than one by one.
  *
- * @old[] gets the slots that held them, or BSST_SLOT_NONE.
+ * @old[] gets the slots that held them, or BSST_SLOT_NONE.  Returns how many
+ * had been in the map.
  */
-void indirect_map_remove_run(IndirectMap *map, uint64_t block, unsigned n,
-                             BsstSlot *old);
+unsigned indirect_map_remove_run(IndirectMap *map, uint64_t block, unsigned n,
+                                 BsstSlot *old);
 
 /*
  * Change those of the BSST_WORD_BLOCKS blocks from @block on, a multiple of it,

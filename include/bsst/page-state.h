@@ -81,10 +81,21 @@ static inline PageState page_state(const PageTable *t, uint64_t page)
     return t->word[page] & 0xf;
 }
 
-/* Slot or frame of @page, as its state says. */
+/* Slot or frame of the page with @word, as its state says. */
+static inline uint32_t page_word_ref(uint64_t word)
+{
+    return word >> 32;
+}
+
 static inline uint32_t page_ref(const PageTable *t, uint64_t page)
 {
-    return t->word[page] >> 32;
+    return page_word_ref(t->word[page]);
+}
+
+/* Is the content of the page with @word in a slot, and nowhere else? */
+static inline bool page_word_in_slot(uint64_t word)
+{
+    return (1u << PAGE_SWAPPED | 1u << PAGE_LOADING) >> (word & 0xf) & 1;
 }
 
 static inline bool page_flag(const PageTable *t, uint64_t page, uint32_t flag)

@@ -98,12 +98,14 @@ static void pair_set(Pair *p, unsigned first, const BsstSlot *slot, unsigned n)
 {
     BsstSlot old[NBLOCKS], to_drop[NBLOCKS];
     bool alias = g_rand_boolean(p->rand);
-    unsigned i;
+    unsigned i, had;
 
-    durable_map_set(p->map, p->base + first, slot, n, old,
-                    alias ? old : to_drop);
+    had = durable_map_set(p->map, p->base + first, slot, n, old,
+                          alias ? old : to_drop);
     for (i = 0; i < n; i++) {
         BsstSlot d = alias ? old[i] : to_drop[i];
+
+        had -= p->current[first + i] != NONE;
 
         if (!alias) {
             g_assert_cmpuint(old[i], ==, p->current[first + i]);
@@ -114,6 +116,7 @@ static void pair_set(Pair *p, unsigned first, const BsstSlot *slot, unsigned n)
             drop(p, d);
         }
     }
+    g_assert_cmpuint(had, ==, 0);
 }
 
 /* A request: new slots, consecutive or not, or removals, or a mixture */

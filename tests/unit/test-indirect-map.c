@@ -210,6 +210,23 @@ static void pair_insert(Pair *p, uint64_t block, BsstSlot slot)
     }
 }
 
+/* One slot for @n blocks, if none of them is in the map */
+static void pair_fill(Pair *p, uint64_t block, BsstSlot slot, unsigned n)
+{
+    unsigned i = shadow_find(p, block);
+
+    if (i < p->shadow->len && entry_at(p, i)->block - block < n) {
+        return;
+    }
+    indirect_map_fill(p->map, block, n, slot);
+    for (unsigned k = 0; k < n; k++) {
+        Entry entry = { .block = block + k, .slot = slot };
+
+        g_array_insert_val(p->shadow, i + k, entry);
+        check_lookup(p, block + k);
+    }
+}
+
 /* The same as @n times pair_insert(), on a map that is compared afterwards */
 static void pair_insert_run(Pair *p, uint64_t block, BsstSlot slot, unsigned n)
 {
@@ -256,19 +273,22 @@ static void pair_remove(Pair *p, uint64_t block)
 static void pair_remove_run(Pair *p, uint64_t block, unsigned n)
 {
     g_autofree BsstSlot *old = g_new(BsstSlot, n);
+    unsigned removed;
 
-    indirect_map_remove_run(p->map, block, n, old);
+    removed = indirect_map_remove_run(p->map, block, n, old);
     for (unsigned k = 0; k < n; k++) {
         unsigned i = shadow_find(p, block + k);
 
         if (i < p->shadow->len && entry_at(p, i)->block == block + k) {
             g_assert_cmpuint(old[k], ==, entry_at(p, i)->slot);
             g_array_remove_index(p->shadow, i);
+            removed--;
         } else {
             g_assert_cmpuint(old[k], ==, BSST_SLOT_NONE);
         }
         check_lookup(p, block + k);
     }
+    g_assert_cmpuint(removed, ==, 0);
 }
 
 /* Some of 64 blocks in one go: new slots, removals; both may change nothing */
@@ -346,7 +366,9 @@ static void random_operation(Pair *p, GRand *rand, bool growing)
         check_around(p, block | 63, max);
         n = 0;
     } else if (g_rand_boolean(rand)) {
-        if (insert) {
+        if (insert && g_rand_boolean(rand)) {
+            pair_fill(p, block, g_rand_int(rand) >> 1, n);
+        } else if (insert) {
             pair_insert_run(p, block, g_rand_int(rand) >> 1, n);
         } else {
             pair_remove_run(p, block, n);

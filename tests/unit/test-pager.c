@@ -337,18 +337,18 @@ static void test_claim(Fixture *f)
 }
 
 /*
- * Claim @n pages from @page on if all are in slots.  @extra is one more, which
- * may be NULL.
+ * Claim @n pages, @page and then each @step further on, if all are in slots.
+ * @extra is one more, which may be NULL.
  */
-static bool claim_slots(Fixture *f, uint64_t page, unsigned n,
-                        void *const *extra)
+static bool claim_slots_step(Fixture *f, uint64_t page, int step, unsigned n,
+                             void *const *extra)
 {
     g_autofree void **addr = g_new(void *, n + 1);
     g_autofree BsstSlot *slot = g_new(BsstSlot, n + 1);
     bool ok;
 
     for (unsigned i = 0; i < n; i++) {
-        addr[i] = page_at(f, page + i);
+        addr[i] = page_at(f, page + (int)i * step);
     }
     if (extra) {
         addr[n] = *extra;
@@ -362,6 +362,12 @@ static bool claim_slots(Fixture *f, uint64_t page, unsigned n,
         release(f, &c);
     }
     return ok;
+}
+
+static bool claim_slots(Fixture *f, uint64_t page, unsigned n,
+                        void *const *extra)
+{
+    return claim_slots_step(f, page, 1, n, extra);
 }
 
 /* All or nothing: a claim that fails takes no reference. */
@@ -379,7 +385,9 @@ static void test_claim_slots(Fixture *f)
     evict(f, quarter, quarter, false);
     g_assert(claim_slots(f, 0, 0, NULL));
     g_assert(claim_slots(f, 0, quarter, NULL));
-    g_assert_cmpuint(counters(f).intercepted, ==, quarter);
+    g_assert(claim_slots_step(f, quarter - 1, -1, quarter, NULL));
+    g_assert(claim_slots_step(f, 1, 3, quarter / 4, NULL));
+    g_assert_cmpuint(counters(f).intercepted, ==, 2 * quarter + quarter / 4);
     g_assert(!claim_slots(f, 0, quarter, &none));
     for (i = quarter; i < f->npages; i += quarter) {
         void *other = page_at(f, i);
@@ -387,7 +395,7 @@ static void test_claim_slots(Fixture *f)
         g_assert(!claim_slots(f, 0, quarter, &other));
         g_assert(!claim_slots(f, i - 1, 2, NULL));
     }
-    g_assert_cmpuint(counters(f).intercepted, ==, quarter);
+    g_assert_cmpuint(counters(f).intercepted, ==, 2 * quarter + quarter / 4);
     check_slots(f, quarter);
     check_all(f);
     bring_all_back(f);
