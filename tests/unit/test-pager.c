@@ -402,6 +402,33 @@ static void test_claim_slots(Fixture *f)
     check_slots(f, 0);
 }
 
+/* Pages that are neighbours in memory, but of two regions */
+static void test_claim_regions(Fixture *f)
+{
+    const uint64_t a = 5;
+    PagerRegion list[] = {
+        { .host = (uint8_t *)page_at(f, 0), .npages = a },
+        { .host = (uint8_t *)page_at(f, a), .npages = f->npages - a },
+    };
+    uint64_t page;
+
+    pager_set_regions(f->p, list, ARRAY_SIZE(list));
+    for (uint64_t i = 0; i < 2 * a; i++) {
+        put(f, i, 1);
+    }
+    for (uint64_t i = 0; i < 2 * a; i++) {
+        g_assert(pager_lookup(f->p, page_at(f, i), &page));
+        g_assert_cmpint(page == i, ==, i < a);
+        while (!pager_evict_range(f->p, page, 1, true)) {
+            g_usleep(1000);
+        }
+    }
+    g_assert(claim_slots(f, 0, 2 * a, NULL));
+    g_assert(claim_slots(f, a - 1, 2, NULL));
+    bring_all_back(f);
+    check_slots(f, 0);
+}
+
 /* Claims at any moment, WRITING and LOADING included. */
 static void test_claim_under_load(Fixture *f)
 {
@@ -831,6 +858,7 @@ static const Case test_case[] = {
       { 64 * MiB, 256 * MiB, "io_uring" } },
     { "/pager/claim/states", test_claim, { 4 * MiB, 64 * MiB } },
     { "/pager/claim/slots", test_claim_slots, { 4 * MiB, 64 * MiB } },
+    { "/pager/claim/regions", test_claim_regions, { 4 * MiB, 64 * MiB } },
     { "/pager/claim/load", test_claim_under_load, { 64 * MiB, 256 * MiB } },
     { "/pager/install/states", test_install, { 4 * MiB, 64 * MiB } },
     { "/pager/install/load", test_install_under_load,
