@@ -144,13 +144,33 @@ bsst_map_set_all(BlockDriverState *bs, uint64_t block, const BsstSlot *slot,
     }
 }
 
+/* An event for each run of blocks that are indirected now, or that are not. */
+static void bsst_map_trace(BlockDriverState *bs, uint64_t block,
+                           const BsstSlot *slot, unsigned n)
+{
+    unsigned i, run;
+
+    if (!trace_event_get_state_backends(TRACE_BSST_MAP_UPDATE)) {
+        return;
+    }
+    for (i = 0; i < n; i += run) {
+        bool indirected = slot[i] != BSST_SLOT_NONE;
+
+        run = 1;
+        while (i + run < n && (slot[i + run] != BSST_SLOT_NONE) == indirected) {
+            run++;
+        }
+        trace_bsst_map_update(bs, block + i, run, indirected);
+    }
+}
+
 void coroutine_fn bsst_map_update(BlockDriverState *bs, uint64_t block,
                                   const BsstSlot *slot, unsigned n,
                                   unsigned made)
 {
     BDRVBsstState *s = bs->opaque;
 
-    trace_bsst_map_update(bs, block, n);
+    bsst_map_trace(bs, block, slot, n);
     stat64_add(&s->made, made);
     bsst_map_set_all(bs, block, slot, n, BSST_REMOVE_OVERWRITE);
 }

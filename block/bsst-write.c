@@ -601,6 +601,7 @@ bsst_co_pwrite_zeroes(BlockDriverState *bs, int64_t offset, int64_t bytes,
     BlockReq req;
     int ret;
 
+    trace_bsst_discard(bs, offset, bytes, true);
     if (!bsst_is_armed(s) && bsst_direct_begin(s)) {
         ret = bdrv_co_pwrite_zeroes(bs->file, offset, bytes, flags);
         bsst_direct_end(s);
@@ -660,6 +661,7 @@ bsst_co_pdiscard(BlockDriverState *bs, int64_t offset, int64_t bytes)
     BlockReq req;
     int ret;
 
+    trace_bsst_discard(bs, offset, bytes, false);
     if (!bsst_is_armed(s) && bsst_direct_begin(s)) {
         ret = bdrv_co_pdiscard(bs->file, offset, bytes);
         bsst_direct_end(s);
