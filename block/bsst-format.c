@@ -34,7 +34,9 @@
 #define MIN_NIMAGES         16u
 #define SLOTS_PER_IMAGE     64u
 
+#define STATE_OPEN          0u
 #define STATE_CLEAN         1u
+#define STATE_UNFINISHED    2u
 
 /*
  * All that matters lies in one sector, which a crash leaves old or new: the
@@ -113,7 +115,8 @@ void bsst_superblock_encode(const BsstSuperblock *sb, uint8_t *buf)
     d->compatible = GUINT64_TO_LE(sb->compatible);
     memcpy(d->uuid, sb->uuid, sizeof(d->uuid));
     d->generation = GUINT64_TO_LE(sb->generation);
-    d->state = GUINT32_TO_LE(sb->clean ? STATE_CLEAN : 0);
+    d->state = GUINT32_TO_LE(sb->unfinished ? STATE_UNFINISHED :
+                             sb->clean ? STATE_CLEAN : STATE_OPEN);
     d->nimages = GUINT32_TO_LE(sb->nimages);
     d->images_offset = GUINT64_TO_LE(sb->images_offset);
     d->checksums_offset = GUINT64_TO_LE(sb->checksums_offset);
@@ -190,7 +193,7 @@ static const char *superblock_numbers(BsstSuperblock *sb,
     uint32_t state = GUINT32_FROM_LE(d->state);
 
     if (nslots < BSST_MIN_SLOTS || nslots >= BSST_SLOT_NONE ||
-        nimages < 1 || nimages > BSST_MAX_IMAGES || state > STATE_CLEAN ||
+        nimages < 1 || nimages > BSST_MAX_IMAGES || state > STATE_UNFINISHED ||
         GUINT64_FROM_LE(d->generation) >= BSST_MAX_NUMBER) {
         return "its superblock makes no sense";
     }
@@ -198,6 +201,7 @@ static const char *superblock_numbers(BsstSuperblock *sb,
         .generation = GUINT64_FROM_LE(d->generation),
         .compatible = GUINT64_FROM_LE(d->compatible),
         .clean = state == STATE_CLEAN,
+        .unfinished = state == STATE_UNFINISHED,
         .images_offset = GUINT64_FROM_LE(d->images_offset),
         .nimages = nimages,
         .checksums_offset = GUINT64_FROM_LE(d->checksums_offset),

@@ -495,6 +495,7 @@ static BsstJournal *coroutine_fn journal_co_load(BsstJournal *j, Error **errp)
     uint8_t *buf = qemu_try_memalign(BSST_PAGE_SIZE, IO_BYTES);
     bool ok;
 
+    assert(!j->sb.unfinished);
     if (buf) {
         ok = load_all(j, buf, errp);
     } else {

@@ -110,8 +110,20 @@ static bool GRAPH_RDLOCK store_is_blank(BsstStore *s, int64_t bytes)
     return true;
 }
 
+/* Only who writes can make a new store, or go on with it. */
+static bool store_check_writable(const BsstStore *s, const char *why,
+                                 Error **errp)
+{
+    if (s->read_only) {
+        error_setg(errp, "Node '%s' is not a block-swap store yet: %s; open "
+                   "it with read-only=off once", s->node_name, why);
+    }
+    return !s->read_only;
+}
+
 /*
- * Read the superblock, or make one up for a blank image, which *@blank tells.
+ * Read the superblock, or make one up for a blank image.  *@blank tells that
+ * all else has to be made yet.
  */
 static bool store_load_superblock(BsstStore *s, bool *blank, Error **errp)
 {
@@ -136,12 +148,10 @@ static bool store_load_superblock(BsstStore *s, bool *blank, Error **errp)
     *blank = buffer_is_zero(buf, BSST_SUPERBLOCK_BYTES) &&
              store_is_blank(s, bytes);
     bdrv_graph_rdunlock_main_loop();
-    if (*blank && s->read_only) {
-        error_setg(errp, "Node '%s' is not a block-swap store yet: it is "
-                   "blank; open it with read-only=off once", s->node_name);
-        return false;
-    }
     if (*blank) {
+        if (!store_check_writable(s, "it is blank", errp)) {
+            return false;
+        }
         reason = bsst_superblock_init(&s->sb, bytes);
         qemu_uuid_generate(&s->uuid);
         memcpy(s->sb.uuid, s->uuid.data, sizeof(s->sb.uuid));
@@ -156,7 +166,9 @@ static bool store_load_superblock(BsstStore *s, bool *blank, Error **errp)
         return false;
     }
     s->slots_page = s->sb.slots_offset / BSST_PAGE_SIZE;
-    return true;
+    *blank |= s->sb.unfinished;
+    return !s->sb.unfinished ||
+           store_check_writable(s, "making it was cut off", errp);
 }
 
 /* The format driver's own file must be a plain file or a host device. */

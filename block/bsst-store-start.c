@@ -114,9 +114,24 @@ typedef struct StoreTask {
 } StoreTask;
 
 /*
- * A blank image becomes a store when its superblock is written, which comes
- * last.  Before that nothing is written to a store that exists.
+ * Make a new store.  Its superblock says so, durably, before anything else is
+ * written: what a crash leaves is blank still, or known to be ours, and made
+ * anew.  It becomes a store when its superblock is written again.
  */
+static int coroutine_fn store_co_format(BsstStore *s)
+{
+    int ret;
+
+    s->sb.unfinished = true;
+    ret = store_co_write_superblock(s);
+    if (ret == 0) {
+        ret = bsst_journal_co_format(&s->sb, &s->journal_io, s);
+    }
+    s->sb.unfinished = false;
+    return ret;
+}
+
+/* Nothing is written to a store that exists before all of it was read. */
 static int coroutine_fn store_co_start(BsstStore *s, bool blank, Error **errp)
 {
     bool clean = blank || s->sb.clean;
@@ -134,7 +149,7 @@ static int coroutine_fn store_co_start(BsstStore *s, bool blank, Error **errp)
         s->sb.clean = false;
     }
     if (blank) {
-        ret = bsst_journal_co_format(&s->sb, &s->journal_io, s);
+        ret = store_co_format(s);
         if (ret < 0) {
             error_setg_errno(errp, -ret, "Could not format the block-swap "
                              "store '%s'", s->node_name);

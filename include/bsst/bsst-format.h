@@ -41,6 +41,7 @@ typedef struct BsstSuperblock {
     uint64_t generation;        /* grows by one at each writable open */
     uint64_t compatible;        /* features to keep, known to us or not */
     bool clean;                 /* closed properly; says nothing else */
+    bool unfinished;            /* new, and nothing else of it counts yet */
     uint64_t images_offset;
     uint32_t nimages;           /* entries of the image table */
     uint64_t checksums_offset;  /* of nslots 64-bit words */

@@ -88,9 +88,9 @@ typedef struct BsstJournalStats {
 } BsstJournalStats;
 
 /*
- * Write image table, checksums, checkpoint and journal of a new store, durably,
- * everything but the superblock, which the caller writes last.
- * Returns 0 or -errno.
+ * Write image table, checkpoint and journal of a new store, durably, everything
+ * but the superblock.  The caller has written one that says "unfinished",
+ * durably, and writes the real one next.  Returns 0 or -errno.
  */
 int coroutine_fn bsst_journal_co_format(const BsstSuperblock *sb,
                                         const BsstJournalIO *io, void *opaque);

@@ -185,7 +185,8 @@ static bool make_superblock(World *w, const Piece *piece, unsigned n)
         }
     }
     put_checksum(w->meta, SECTOR - 8);
-    return !bsst_superblock_decode(&w->sb, w->meta, DISK_BYTES);
+    return !bsst_superblock_decode(&w->sb, w->meta, DISK_BYTES) &&
+           !w->sb.unfinished;
 }
 
 static void make_entry(World *w, const Piece *p)

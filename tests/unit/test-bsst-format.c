@@ -139,7 +139,12 @@ static void test_superblock(void)
     sb.clean = false;
     bsst_superblock_encode(&sb, buf);
     bsst_superblock_decode(&got, buf, 64 * MIB);
-    g_assert_false(got.clean);
+    g_assert_false(got.clean || got.unfinished);
+
+    sb.unfinished = true;
+    bsst_superblock_encode(&sb, buf);
+    g_assert_null(bsst_superblock_decode(&got, buf, 64 * MIB));
+    g_assert_true(got.unfinished && !got.clean);
 }
 
 static void test_superblock_bit_flips(void)
@@ -197,7 +202,7 @@ static void test_superblock_fields(void)
         { NULL, 32, 8, UINT64_MAX },
         { NULL, 56, 8, INT64_MAX },
         { senseless, 56, 8, UINT64_MAX },
-        { senseless, 64, 4, 2 },
+        { senseless, 64, 4, 3 },
         { senseless, 68, 4, 0 },
         { senseless, 68, 4, BSST_MAX_IMAGES + 8 },
         { misfit, 68, 4, sb.nimages - 1 },          /* half a page */

@@ -207,6 +207,11 @@ static bool load_superblock(ToolStore *s, Error **errp)
         reason = bsst_superblock_decode(&s->sb, buf, bytes);
         rule = reason ? superblock_rule(buf, reason) : 0;
     }
+    if (!reason && s->sb.unfinished) {
+        reason = "it is not a block-swap store yet: making it was cut off, and "
+                 "goes on when it is opened for writing";
+        rule = 1;
+    }
     if (rule == 1) {
         error_setg(errp, "'%s' cannot be used: %s", s->name, reason);
         return false;
