@@ -7,12 +7,17 @@
  *
  * Attaching an image, before the first change in a session (B8):
  *
+ *   0. the image's header says which entry is, or will be, its own (with
+ *      generation g = 0 then, and without the guard's bit)
  *   1. the store's entry announces generation g + 1
  *   2. the image's header says g + 1, with the guard's bit
  *   3. the store's entry says g + 1
  *
  * each durable before the next.  So an image that says what its entry says, or
  * announces, is the one that was used last, whatever step a crash came after.
+ * Step 0 is for a crash that comes between 1 and 2: the entry is found again.
+ * And what was read from a header is not durable, if the process that wrote it
+ * has died: it is written once more before anything relies on it.
  *
  * Leaving for good, when there are no entries any more, not in the journal
  * either, and the image is durable:
@@ -104,6 +109,12 @@ static bool bsst_check_store(const BDRVBsstState *s, const char *name,
     return false;
 }
 
+static bool bsst_is_of_age(const Qcow2BsstGuard *guard, const BsstImage *image)
+{
+    return guard->generation == image->entry.generation ||
+           guard->generation == image->entry.announced;
+}
+
 /* The image's header and the store's entry must be of the same age. */
 static bool bsst_check_generation(const BDRVBsstState *s, const char *name,
                                   const Qcow2BsstGuard *guard,
@@ -120,8 +131,7 @@ static bool bsst_check_generation(const BDRVBsstState *s, const char *name,
                           "the newest one.\n");
         return false;
     }
-    if (guard->generation == image->entry.generation ||
-        guard->generation == image->entry.announced) {
+    if (bsst_is_of_age(guard, image)) {
         return true;
     }
     if (guard->generation < image->entry.generation) {
@@ -150,8 +160,7 @@ static bool bsst_can_reuse(const BDRVBsstState *s, const Qcow2BsstGuard *guard,
 {
     return image && !image->attached && !image->entry.raw &&
            qemu_uuid_is_equal(&guard->store, bsst_store_uuid(s->store)) &&
-           guard->generation == image->entry.generation &&
-           !durable_map_weight(image->map);
+           bsst_is_of_age(guard, image) && !durable_map_weight(image->map);
 }
 
 static bool bsst_find_guarded(BDRVBsstState *s, BlockDriverState *bs,
@@ -171,6 +180,7 @@ static bool bsst_find_guarded(BDRVBsstState *s, BlockDriverState *bs,
     }
     if (!bsst_can_reuse(s, &guard, s->image)) {
         s->image = NULL;
+        s->generation = 0;
         qemu_uuid_generate(uuid);
     }
     return true;
@@ -240,8 +250,8 @@ void bsst_leave_image(BDRVBsstState *s)
     s->image = NULL;
     l.image->attached = false;
     if (l.image->entry.in_use &&
-        (s->guarded || durable_map_weight(l.image->map) ||
-         bsst_store_read_only(s->store))) {
+        (s->guarded || (s->can_guard && !s->header_durable) ||
+         durable_map_weight(l.image->map) || bsst_store_read_only(s->store))) {
         return;
     }
     qemu_coroutine_enter(qemu_coroutine_create(bsst_co_leave_entry, &l));
@@ -271,6 +281,7 @@ bsst_co_write_guard(BlockDriverState *bs, bool set, uint64_t generation)
     trace_bsst_guard(bs, set, generation, ret);
     if (ret == 0) {
         s->generation = generation;
+        s->header_durable = true;
         qatomic_store_release(&s->guarded, set);
     }
     return ret;
@@ -312,7 +323,10 @@ static int coroutine_fn GRAPH_RDLOCK bsst_co_attach_locked(BlockDriverState *bs)
     BsstImageEntry *entry = &s->image->entry;
     int ret = 0;
 
-    if (s->guarded && entry->announced != entry->generation &&
+    if (s->can_guard && !s->header_durable) {
+        ret = bsst_co_write_guard(bs, s->guarded, s->generation);
+    }
+    if (ret == 0 && entry->announced != entry->generation &&
         entry->announced == s->generation) {
         /* A crash came before step 3: the next number is another one. */
         ret = bsst_journal_co_attached(s->image);
@@ -366,7 +380,8 @@ int coroutine_fn bsst_co_unguard(BlockDriverState *bs)
         assert(!durable_map_weight(s->image->map) &&
                !durable_map_changed(s->image->map)); /* B6 */
     }
-    if (s->guarded) {
+    if (s->guarded || (s->can_guard && !s->header_durable &&
+                       s->image->entry.in_use)) {
         ret = bsst_co_write_guard(bs, false, s->generation);
     }
     if (ret == 0) {

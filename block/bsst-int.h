@@ -112,6 +112,7 @@ typedef struct BDRVBsstState {
     /* Under guard_lock; guarded and attached are also read atomically */
     CoMutex guard_lock;
     bool guarded;               /* the image's header has the guard */
+    bool header_durable;        /* ... it has, or not, with all that is in it */
     bool attached;              /* B8 holds */
     bool guard_warned;
     uint64_t generation;        /* what the image's header says */
