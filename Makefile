@@ -15,7 +15,7 @@ help:
 	@echo 'make fuzz TIME=900          fuzz the decoders of a store'"'"'s metadata, and its opening'
 	@echo 'make check-crash [STATES=n]  crash enumeration for the journal: a million states'
 	@echo 'make check-kill9 [N=200]    kill QEMU N times and look for lost data'
-	@echo 'make check-powercut [STATES=n]  power cuts on real files, recorded and replayed'
+	@echo 'make check-powercut [STATES=n] [ATTACH=1]  power cuts on real files, replayed'
 	@echo 'make check-series           patches against 10.0 and 10.2, and checkpatch'
 	@echo 'make refresh-patches        write patches/ from the commits in qemu/'
 	@echo 'make bench-write-prepare    the paper'"'"'s write-prepare figure, without a guest'
@@ -49,7 +49,8 @@ check-kill9: all
 	@tests/kill9/run-kill9 $(or $(N),20) $(if $(SEED),--seed $(SEED))
 
 check-powercut: all
-	@tests/powercut/run-powercut $(or $(STATES),2000) $(if $(SEED),--seed $(SEED))
+	@tests/powercut/run-powercut $(or $(STATES),2000) $(if $(SEED),--seed $(SEED)) \
+		$(if $(ATTACH),--attach)
 
 check-series:
 	@scripts/check-series

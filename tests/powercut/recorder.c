@@ -8,6 +8,10 @@
  * the data, and one after it has returned.  So what a flush covers ended before
  * it began, in the log as well as in truth.
  *
+ * POWERCUT_KILL=N kills the program with SIGKILL where it begins its call number
+ * N: the entry is in the log, but nothing is done.  POWERCUT_KILL_START=N does
+ * so at the first flush after it has written the start of a file N times.
+ *
  * Not seen: io_uring, Linux AIO, mapped files, write().  run-powercut compares
  * the files with the log, so that nothing is missed unnoticed.
  *
@@ -19,6 +23,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <linux/falloc.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -49,6 +54,8 @@ static struct {
 static unsigned nfiles;
 static int log_fd = -1;
 static atomic_uint_least64_t last_id;
+static uint64_t kill_id;
+static atomic_int kill_start;
 
 static void fail(const char *what)
 {
@@ -81,6 +88,8 @@ static void __attribute__((constructor)) recorder_init(void)
         fail(log);
     }
     last_id = (uint64_t)getpid() << 32;
+    kill_id = last_id + atoi(getenv("POWERCUT_KILL") ?: "0");
+    kill_start = atoi(getenv("POWERCUT_KILL_START") ?: "-1");
     unsetenv("LD_PRELOAD");
 }
 
@@ -133,6 +142,12 @@ static uint64_t begin(int kind, int file, uint64_t offset, uint64_t bytes,
     Entry e = { kind, file, ++last_id, offset, bytes };
 
     put(&e, iov, n);
+    if (kind == WRITE && !offset && kill_start > 0) {
+        kill_start--;
+    }
+    if (e.id == kill_id || (kind == FLUSH && !kill_start)) {
+        kill(getpid(), SIGKILL);
+    }
     return e.id;
 }
 
