@@ -3,7 +3,7 @@
  *
  * Image table, newest checkpoint, journal from there on, in large pieces.
  * Records are collected, sorted by place, and applied to the maps in batches.
- * The time is linear in the size of all this, and beside the maps 32 MiB of
+ * The time is linear in the size of all this, and beside the maps 64 MiB of
  * memory are needed at most.  What does not fit together is damage, and
  * refused: going back to something older would silently lose data.
  *

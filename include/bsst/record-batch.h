@@ -24,7 +24,7 @@
  * A batch of so many bytes is worth applying: with more, words have more of
  * their records together, but leave the processor's caches.
  */
-#define BSST_RECORD_BATCH_BYTES (16u * 1024 * 1024)
+#define BSST_RECORD_BATCH_BYTES (32u * 1024 * 1024)
 
 typedef struct RecordBatch RecordBatch;
 
