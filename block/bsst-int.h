@@ -245,8 +245,9 @@ void bsst_map_publish_locked(BDRVBsstState *s);
 
 /*
  * Let the @n blocks from @block on be held by @slot[], in which @made are not
- * BSST_SLOT_NONE, which removes the entry.  Takes over a reference of each slot, and drops those of the
- * slots that were replaced and that no crash can bring back.
+ * BSST_SLOT_NONE, which removes the entry.  Takes over a reference of each slot,
+ * and drops those of the slots that were replaced and that no crash can bring
+ * back.
  */
 void coroutine_fn bsst_map_update(BlockDriverState *bs, uint64_t block,
                                   const BsstSlot *slot, unsigned n,
