@@ -18,7 +18,7 @@ else
     echo "not ok attach - run tests/powercut/run-powercut --attach, or see the" \
          "log"
 fi
-for lie in announce guard drain unguard; do
+for lie in make announce guard drain unguard; do
     if tests/powercut/run-powercut 60 --attach --seed 1 --lie $lie \
             --build "$build"; then
         echo "ok attach-lie/$lie"
