@@ -1,10 +1,9 @@
 /*
- * bsst block driver: from the store back into the image; flush, and the end
+ * bsst block driver: everything back into the image; flush, and the end
  *
  * A flush leaves the indirections where they are: the journal makes them
- * durable.  What is copied into the image is a block that is written in part,
- * and, with drain-on-close, everything when the image is closed, becomes
- * inactive or read-only.
+ * durable.  With drain-on-close, everything is copied into the image when it is
+ * closed, becomes inactive or read-only.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -23,114 +22,8 @@
 #include "qemu/units.h"
 #include "trace.h"
 
-/* Read the @n blocks whose slots are @slot[], which are all set, into @buf. */
-static int coroutine_fn bsst_co_read_slots(BDRVBsstState *s,
-                                           const BsstSlot *slot, unsigned n,
-                                           uint8_t *buf)
-{
-    while (n) {
-        unsigned run = 1;
-        int ret;
-
-        while (run < n && slot[run] == slot[0] + run) {
-            run++;
-        }
-        ret = bsst_store_co_read_retry(s->store, slot[0], run, buf);
-        if (ret < 0) {
-            return ret;
-        }
-        slot += run;
-        buf += run * BSST_PAGE_SIZE;
-        n -= run;
-    }
-    return 0;
-}
-
 /* A drain that takes longer tells how far it is, this often. */
 #define PROGRESS_NS     (3 * NANOSECONDS_PER_SECOND)
-
-/*
- * Copy the @n blocks from @block on, which are all indirected.  (The image may
- * end within the last of them if it shrank just before a crash.)
- */
-static int coroutine_fn GRAPH_RDLOCK
-bsst_co_copy_run(BlockDriverState *bs, uint64_t block, const BsstSlot *slot,
-                 unsigned n)
-{
-    BDRVBsstState *s = bs->opaque;
-    int64_t length = bdrv_co_getlength(bs->file->bs);
-    int64_t offset = bsst_block_offset(block);
-    void *buf;
-    int ret;
-
-    if (length < 0) {
-        return length;
-    }
-    buf = bsst_store_buffer(s->store, (size_t)n * BSST_PAGE_SIZE);
-    if (!buf) {
-        return -ENOMEM;
-    }
-    ret = bsst_co_read_slots(s, slot, n, buf);
-    if (ret == 0) {
-        ret = bdrv_co_pwrite(bs->file, offset,
-                             MIN(bsst_block_offset(n), length - offset), buf,
-                             0);
-    }
-    qemu_vfree(buf);
-    trace_bsst_copy_run(bs, block, n, ret);
-    if (ret < 0) {
-        return ret;
-    }
-    bsst_map_remove(bs, block, block + n, BSST_REMOVE_DRAIN);
-    return 0;
-}
-
-int coroutine_fn GRAPH_RDLOCK
-bsst_co_copy_out(BlockDriverState *bs, uint64_t block, unsigned n)
-{
-    BDRVBsstState *s = bs->opaque;
-    BsstSlot slot[BSST_CHUNK_BLOCKS];
-    unsigned i, first;
-
-    assert(n <= BSST_CHUNK_BLOCKS);
-    WITH_QEMU_LOCK_GUARD(&s->image->lock) {
-        for (i = 0; i < n; i++) {
-            slot[i] = indirect_map_lookup(bsst_map(s), block + i);
-        }
-    }
-
-    /* B2: what was read stays true, the requests around us being tracked. */
-    for (first = 0; first < n; first = i) {
-        bool mapped = slot[first] != BSST_SLOT_NONE;
-        int ret;
-
-        for (i = first + 1; i < n; i++) {
-            if ((slot[i] != BSST_SLOT_NONE) != mapped) {
-                break;
-            }
-        }
-        if (!mapped) {
-            continue;
-        }
-        ret = bsst_co_copy_run(bs, block + first, slot + first, i - first);
-        if (ret < 0) {
-            return ret;
-        }
-    }
-    return 0;
-}
-
-int coroutine_fn GRAPH_RDLOCK
-bsst_co_copy_up(BlockDriverState *bs, uint64_t block)
-{
-    BDRVBsstState *s = bs->opaque;
-
-    if (bsst_map_lookup(s, block) == BSST_SLOT_NONE) {
-        return 0;
-    }
-    stat64_add(&s->copy_ups, 1);
-    return bsst_co_copy_out(bs, block, 1);
-}
 
 typedef struct BsstDrainTask {
     AioTask task;
@@ -144,16 +37,10 @@ static int coroutine_fn GRAPH_RDLOCK bsst_co_drain_chunk(BlockDriverState *bs,
                                                          unsigned n)
 {
     BDRVBsstState *s = bs->opaque;
-    BlockReq req;
-    int ret;
+    BsstMoveResult res;
+    int ret = bsst_co_move_out(bs, block, n, NULL, &res);
 
-    bsst_track_begin(s, &req, bsst_block_offset(block),
-                     (int64_t)n * BSST_PAGE_SIZE);
-    ret = bsst_co_copy_out(bs, block, n);
-    bsst_track_end(s, &req);
-    if (ret < 0) {
-        stat64_add(&s->drain_errors, n);
-    }
+    stat64_add(&s->drain_errors, res.failed);
     return ret;
 }
 
@@ -307,6 +194,26 @@ static int coroutine_fn GRAPH_RDLOCK bsst_co_drain_some(BlockDriverState *bs,
         ret = bsst_co_unguard(bs);
     }
     return drain_ret ?: ret;
+}
+
+/* While the disk serves requests: they are kept off for that moment. */
+int coroutine_fn GRAPH_RDLOCK bsst_co_complete(BlockDriverState *bs,
+                                               bool *complete)
+{
+    BDRVBsstState *s = bs->opaque;
+    BlockReq req;
+    int ret = 0;
+
+    bsst_track_begin_all(s, &req);
+    *complete = !qatomic_read(&s->map_count);
+    if (*complete) {
+        ret = bsst_co_flush(bs);
+    }
+    if (*complete && ret == 0) {
+        ret = bsst_co_unguard(bs);
+    }
+    bsst_track_end_all(s, &req);
+    return ret;
 }
 
 static void coroutine_fn bsst_co_drain_entry(void *opaque)

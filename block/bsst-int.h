@@ -6,7 +6,10 @@
  *   bsst-track.c   which requests are in flight, and the map's changes
  *   bsst-write.c   write, write zeroes, discard, truncate
  *   bsst-read.c    read, block status
- *   bsst-drain.c   from the store into the image: copy-up, drain; flush, end
+ *   bsst-move.c    from the store into the image, or within the store
+ *   bsst-drain.c   all of it into the image; flush, end
+ *   defrag.c       bsst-defrag and bsst-drain: moves as jobs
+ *   defrag-auto.c  moves while the disk is idle; what the planner is told
  *   bsst-check.c   qemu-img check and info
  *   bsst-qmp.c     query-bsst
  *
@@ -47,10 +50,8 @@
  * flushes the image.  By B3 the image's data of every entry that the snapshot
  * lacks have been written before, so that flush covers them.
  *
- * Why a drain never brings old data back: it is tracked, so by B1 no write,
- * zeroing, discard or truncation of its blocks is in flight while it copies
- * them, and what it copies is the newest content by B2 and B3.  It copies
- * every entry that exists when it starts.
+ * A drain copies every entry that exists when it starts.  Why what it moves is
+ * never old, and why a crash does no harm: bsst-move.c.
  *
  * Reads are not tracked.  A read decides once, under the lock, for each block
  * where to read it, and holds the slots.  Whatever changes later was done by a
@@ -71,6 +72,8 @@
 #include "block/block_int.h"
 #include "block/reqlist.h"
 #include "bsst/bsst-store.h"
+#include "bsst/defrag-load.h"
+#include "bsst/defrag-plan.h"
 #include "bsst/latency.h"
 #include "bsst/qcow2-guard.h"
 #include "qemu/coroutine.h"
@@ -90,8 +93,12 @@ typedef enum BsstRemoveCause {
     BSST_REMOVE_DISCARD,
     BSST_REMOVE_TRUNCATE,
     BSST_REMOVE_DRAIN,
+    BSST_REMOVE_COPY_UP,        /* the same, for a write that comes next */
+    BSST_REMOVE_RELAY,          /* it has another slot now */
     BSST_REMOVE__MAX,
 } BsstRemoveCause;
+
+typedef struct BsstDefrag BsstDefrag;
 
 typedef struct BDRVBsstState {
     /* Set once */
@@ -101,13 +108,20 @@ typedef struct BDRVBsstState {
     bool drain_on_close;
     uint64_t test_seed;
     Error *migration_blocker;
+    BsstDefrag *defrag;
+
+    /* Under image->lock; whether there is one is also read atomically */
+    DefragPlan *plan;           /* NULL: nothing is observed */
 
     /* Under image->lock */
     BlockReqList reqs;          /* the tracked requests */
     CoQueue no_direct;          /* woken when the last direct request ends */
+    bool barrier;               /* bsst_track_begin_all() keeps others off */
+    CoQueue no_barrier;         /* woken when it ends */
 
     /* Main thread */
     bool frozen;                /* about to become read-only */
+    BlockJob *job;              /* bsst-defrag or bsst-drain */
 
     /* Under guard_lock; guarded and attached are also read atomically */
     CoMutex guard_lock;
@@ -123,6 +137,10 @@ typedef struct BDRVBsstState {
     size_t map_held;            /* slots that have left it and are held */
 
     /* Atomic */
+    bool measure;               /* the automatic wants to know all requests */
+    bool watch;                 /* the planner, of all writes, too */
+    bool draining;              /* a bsst-drain job: no new indirections */
+    bool held;                  /* it said so: none any more */
     unsigned direct;            /* direct requests in flight */
     unsigned tracked;           /* tracked requests in flight or waiting */
 
@@ -230,8 +248,18 @@ void coroutine_fn bsst_track_begin(BDRVBsstState *s, BlockReq *req,
                                    int64_t offset, int64_t bytes);
 void coroutine_fn bsst_track_end(BDRVBsstState *s, BlockReq *req);
 
+/*
+ * The same for the whole disk, whatever its size.  Requests that begin later
+ * wait until the end, so that this one's turn comes under any load.
+ */
+void coroutine_fn bsst_track_begin_all(BDRVBsstState *s, BlockReq *req);
+void coroutine_fn bsst_track_end_all(BDRVBsstState *s, BlockReq *req);
+
 /* The slot of @block, or BSST_SLOT_NONE; for its tracked request only (B2). */
 BsstSlot coroutine_fn bsst_map_lookup(BDRVBsstState *s, uint64_t block);
+
+/* Find the next entry at or after @block.  Returns false if there is none. */
+bool coroutine_fn bsst_map_next(BDRVBsstState *s, uint64_t *block);
 
 /*
  * Find the next run of entries at or after @block, of at most BSST_CHUNK_BLOCKS
@@ -253,23 +281,94 @@ void coroutine_fn bsst_map_update(BlockDriverState *bs, uint64_t block,
                                   const BsstSlot *slot, unsigned n,
                                   unsigned made);
 
+/* The same for blocks that are indirected, and whose content is the same. */
+void coroutine_fn bsst_map_relay(BlockDriverState *bs, uint64_t block,
+                                 const BsstSlot *slot, unsigned n);
+
 /* Remove all entries of [@block, @end). */
 void coroutine_fn bsst_map_remove(BlockDriverState *bs, uint64_t block,
                                   uint64_t end, BsstRemoveCause cause);
 
-/* bsst-drain.c */
+/* bsst-move.c */
 
-/*
- * Copy those of the @n (at most BSST_CHUNK_BLOCKS) blocks from @block on that
- * are indirected into the image, and remove their entries.  A tracked request
- * covers them.
- */
-int coroutine_fn GRAPH_RDLOCK
-bsst_co_copy_out(BlockDriverState *bs, uint64_t block, unsigned n);
+typedef struct BsstMoveLimits {
+    unsigned parallel;          /* I/O requests in flight at once */
+    const bool *stop;           /* atomic: begin no more; or NULL */
+} BsstMoveLimits;
+
+typedef struct BsstMoveResult {
+    unsigned seen;              /* blocks that were indirected */
+    unsigned moved;             /* of these */
+    unsigned failed;            /* of these: stay because of an error */
+    int ret;                    /* the first error, or 0 */
+    bool is_read;               /* it was one of reading the store */
+    bool no_room;               /* a relay has left the reserve alone */
+} BsstMoveResult;
 
 /* Before a request that covers a part of @block: copy it out if indirected. */
 int coroutine_fn GRAPH_RDLOCK
 bsst_co_copy_up(BlockDriverState *bs, uint64_t block);
+
+/*
+ * Copy those of the @n (at most BSST_CHUNK_BLOCKS) blocks from @block on that
+ * are indirected into the image, and remove their entries.  A request of its
+ * own.  Returns 0 or the first error, after which the others have been copied
+ * nevertheless.  @limits may be NULL; what has not begun when it says stop
+ * stays where it is.
+ */
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_move_out(BlockDriverState *bs, uint64_t block, unsigned n,
+                 const BsstMoveLimits *limits, BsstMoveResult *res);
+
+/*
+ * Give those of the @n (at most BSST_CHUNK_BLOCKS) blocks from @block on that
+ * are indirected slots in a row, in the order of the blocks, unless they are.
+ * With @limit (BSST_SLOT_NONE: none) do so only with those whose slots are not
+ * below it, which get slots below it, not necessarily in a row.
+ *
+ * A request of its own.  Returns 0 or the first error.  A reserve is left in
+ * store and journal: if that is all that is left, @res->no_room.
+ */
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_relay(BlockDriverState *bs, uint64_t block, unsigned n,
+              BsstSlot limit, BsstMoveResult *res);
+
+/* defrag-auto.c */
+
+/* Begin and end with the node.  Main thread. */
+void bsst_defrag_open(BlockDriverState *bs, bool automatic);
+void bsst_defrag_close(BlockDriverState *bs);
+
+/* BlockDriver callbacks: the automatic is a source of requests. */
+void bsst_drain_begin(BlockDriverState *bs);
+void bsst_drain_end(BlockDriverState *bs);
+
+/* Begin to observe requests, for a planner.  Main thread. */
+void bsst_defrag_observe(BDRVBsstState *s);
+
+/* There may be something to do, or again.  Any thread. */
+void bsst_defrag_kick(BDRVBsstState *s);
+/* The automatic stands aside for a job, or not any more.  Main thread. */
+void bsst_defrag_set_job(BlockDriverState *bs, BlockJob *job);
+
+/* A request of the guest, which @s->measure asks for. */
+void bsst_load_begin(BDRVBsstState *s, DefragLoadReq *req);
+void bsst_load_end(BDRVBsstState *s, DefragLoadReq *req, int ret);
+
+/* A read of the guest, in @parts. */
+void coroutine_fn bsst_observe_read(BDRVBsstState *s, int64_t offset,
+                                    int64_t bytes, unsigned parts);
+/* The guest has written, or with @discard given up, what is not indirected. */
+void coroutine_fn bsst_observe_write(BDRVBsstState *s, int64_t offset,
+                                     int64_t bytes, bool discard);
+/* The map has changed. */
+void bsst_observe_map_locked(BDRVBsstState *s, uint64_t block,
+                             const BsstSlot *slot, unsigned n,
+                             BsstRemoveCause cause);
+
+BsstDefragStats *bsst_defrag_query(BlockDriverState *bs);
+
+/* bsst-drain.c */
 
 /*
  * Copy @max of the blocks that are indirected now, or all; after a flush the
@@ -277,6 +376,13 @@ bsst_co_copy_up(BlockDriverState *bs, uint64_t block);
  */
 int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs, uint64_t max,
                                             bool progress);
+
+/*
+ * If nothing is indirected any more (*@complete): flush, and take the guard
+ * away.  No request is in flight meanwhile.  Returns 0 or -errno.
+ */
+int coroutine_fn GRAPH_RDLOCK bsst_co_complete(BlockDriverState *bs,
+                                               bool *complete);
 
 /* bdrv_co_flush: image and indirections. */
 int coroutine_fn GRAPH_RDLOCK bsst_co_flush(BlockDriverState *bs);

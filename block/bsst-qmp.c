@@ -32,7 +32,10 @@ static BsstNodeStats *GRAPH_RDLOCK bsst_node_stats(BlockDriverState *bs)
     st->removed_overwrite = stat64_get(&s->removed[BSST_REMOVE_OVERWRITE]);
     st->removed_discard = stat64_get(&s->removed[BSST_REMOVE_DISCARD]);
     st->removed_truncate = stat64_get(&s->removed[BSST_REMOVE_TRUNCATE]);
-    st->removed_drain = stat64_get(&s->removed[BSST_REMOVE_DRAIN]);
+    st->removed_drain = stat64_get(&s->removed[BSST_REMOVE_DRAIN]) +
+                        stat64_get(&s->removed[BSST_REMOVE_COPY_UP]);
+    st->intercepting = !qatomic_read(&s->draining) && !qatomic_read(&s->held);
+    st->defrag = bsst_defrag_query(bs);
     st->copy_ups = stat64_get(&s->copy_ups);
     st->double_paged_pages = stat64_get(&s->double_paged_pages);
     st->avoided_bytes = stat64_get(&s->avoided_bytes);

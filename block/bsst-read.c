@@ -278,14 +278,16 @@ static unsigned bsst_read_run(const BsstRead *r, unsigned i)
 
 static int coroutine_fn GRAPH_RDLOCK bsst_read_parts(BsstRead *r)
 {
+    BDRVBsstState *s = r->bs->opaque;
     AioTaskPool *pool = aio_task_pool_new(BSST_PARALLEL);
-    unsigned i, n;
+    unsigned i, n, parts = 0;
     int ret;
 
     for (i = 0; i < r->n && aio_task_pool_status(pool) == 0; i += n) {
         BsstReadTask *t = g_new(BsstReadTask, 1);
 
         n = bsst_read_run(r, i);
+        parts++;
         *t = (BsstReadTask) {
             .task.func = bsst_read_task,
             .r = r,
@@ -297,6 +299,9 @@ static int coroutine_fn GRAPH_RDLOCK bsst_read_parts(BsstRead *r)
     aio_task_pool_wait_all(pool);
     ret = aio_task_pool_status(pool);
     aio_task_pool_free(pool);
+    if (qatomic_read(&s->plan)) {
+        bsst_observe_read(s, r->offset, r->bytes, parts);
+    }
     return ret;
 }
 
@@ -404,10 +409,10 @@ bsst_co_preadv_plan(BlockDriverState *bs, BsstPager *pager, int64_t offset,
     return ret;
 }
 
-int coroutine_fn GRAPH_RDLOCK
-bsst_co_preadv_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
-                    QEMUIOVector *qiov, size_t qiov_offset,
-                    BdrvRequestFlags flags)
+static int coroutine_fn GRAPH_RDLOCK
+bsst_co_preadv_any(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                   QEMUIOVector *qiov, size_t qiov_offset,
+                   BdrvRequestFlags flags)
 {
     BDRVBsstState *s = bs->opaque;
     BsstPager *pager = bsst_store_get_pager(s->store);
@@ -422,6 +427,24 @@ bsst_co_preadv_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
     if (pager) {
         bsst_pager_unref(pager);
     }
+    return ret;
+}
+
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_preadv_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                    QEMUIOVector *qiov, size_t qiov_offset,
+                    BdrvRequestFlags flags)
+{
+    BDRVBsstState *s = bs->opaque;
+    DefragLoadReq req;
+    int ret;
+
+    if (!qatomic_read(&s->measure)) {
+        return bsst_co_preadv_any(bs, offset, bytes, qiov, qiov_offset, flags);
+    }
+    bsst_load_begin(s, &req);
+    ret = bsst_co_preadv_any(bs, offset, bytes, qiov, qiov_offset, flags);
+    bsst_load_end(s, &req, ret);
     return ret;
 }
 

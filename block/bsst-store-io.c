@@ -198,20 +198,28 @@ int coroutine_fn bsst_store_co_write(BsstStore *s, BsstSlot first, uint32_t n,
     return bsst_store_co_writev(s, first, n, &qiov);
 }
 
+/* Up to so many checksums are on the stack. */
+#define STACK_SUMS  32
+
 static bool store_verify(BsstStore *s, BsstSlot first, uint32_t n,
-                         const uint8_t *buf)
+                         QEMUIOVector *qiov)
 {
+    QEMU_UNINITIALIZED uint64_t stack_sum[STACK_SUMS];
+    g_autofree uint64_t *heap_sum = NULL;
+    uint64_t *sum = stack_sum;
     bool ok = true;
 
+    if (n > STACK_SUMS) {
+        sum = heap_sum = g_new(uint64_t, n);
+    }
+    qiov_checksums(qiov, n, sum);
     for (uint32_t i = 0; i < n; i++) {
-        uint64_t sum = bsst_checksum(buf + (size_t)i * BSST_PAGE_SIZE,
-                                     BSST_PAGE_SIZE);
         uint64_t expected;
 
         WITH_QEMU_LOCK_GUARD(&s->lock) {
             expected = slot_table_checksum(s->slots, first + i);
         }
-        if (sum != expected) {
+        if (sum[i] != expected) {
             stat64_add(&s->checksum_errors, 1);
             trace_bsst_store_bad_checksum(s->node_name, first + i);
             ok = false;
@@ -220,31 +228,48 @@ static bool store_verify(BsstStore *s, BsstSlot first, uint32_t n,
     return ok;
 }
 
-int coroutine_fn bsst_store_co_read(BsstStore *s, BsstSlot first, uint32_t n,
-                                    void *buf)
+static int coroutine_fn store_co_readv(BsstStore *s, BsstSlot first, uint32_t n,
+                                       QEMUIOVector *qiov)
 {
-    size_t bytes = (size_t)n * BSST_PAGE_SIZE;
-    QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, buf, bytes);
     int ret;
 
+    assert(qiov->size == (size_t)n * BSST_PAGE_SIZE);
     stat64_add(&s->reads, 1);
-    stat64_add(&s->read_bytes, bytes);
-    ret = store_co_rw(s, s->slots_page + first, n, &qiov, false);
+    stat64_add(&s->read_bytes, qiov->size);
+    ret = store_co_rw(s, s->slots_page + first, n, qiov, false);
     if (ret < 0) {
         return ret;
     }
-    return store_verify(s, first, n, buf) ? 0 : -EILSEQ;
+    return store_verify(s, first, n, qiov) ? 0 : -EILSEQ;
+}
+
+int coroutine_fn bsst_store_co_read(BsstStore *s, BsstSlot first, uint32_t n,
+                                    void *buf)
+{
+    QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, buf,
+                                            (size_t)n * BSST_PAGE_SIZE);
+
+    return store_co_readv(s, first, n, &qiov);
+}
+
+int coroutine_fn bsst_store_co_readv_retry(BsstStore *s, BsstSlot first,
+                                           uint32_t n, QEMUIOVector *qiov)
+{
+    int tries = 0, ret;
+
+    do {
+        ret = store_co_readv(s, first, n, qiov);
+    } while (ret < 0 && ++tries < READ_TRIES);
+    return ret;
 }
 
 int coroutine_fn bsst_store_co_read_retry(BsstStore *s, BsstSlot first,
                                           uint32_t n, void *buf)
 {
-    int tries = 0, ret;
+    QEMUIOVector qiov = QEMU_IOVEC_INIT_BUF(qiov, buf,
+                                            (size_t)n * BSST_PAGE_SIZE);
 
-    do {
-        ret = bsst_store_co_read(s, first, n, buf);
-    } while (ret < 0 && ++tries < READ_TRIES);
-    return ret;
+    return bsst_store_co_readv_retry(s, first, n, &qiov);
 }
 
 void *bsst_store_buffer(BsstStore *s, size_t bytes)

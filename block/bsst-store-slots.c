@@ -30,6 +30,9 @@
 /* The longest that the end of a store waits for this. */
 #define FORGET_NS           (1 * NANOSECONDS_PER_SECOND)
 
+/* One slot in so many is left free by those who can do without. */
+#define RESERVE_PART        16
+
 /* References */
 
 uint32_t bsst_slot_alloc(BsstStore *s, uint32_t want, BsstSlot *first)
@@ -41,6 +44,29 @@ uint32_t bsst_slot_alloc(BsstStore *s, uint32_t want, BsstSlot *first)
         s->full = true;
     }
     return n;
+}
+
+uint32_t bsst_store_used_slots(BsstStore *s)
+{
+    QEMU_LOCK_GUARD(&s->lock);
+    return slot_table_size(s->slots) - slot_table_nfree(s->slots);
+}
+
+uint32_t bsst_store_reserve_slots(const BsstStore *s)
+{
+    return s->sb.nslots / RESERVE_PART;
+}
+
+uint32_t bsst_slot_alloc_low(BsstStore *s, uint32_t want, uint32_t min,
+                             BsstSlot limit, BsstSlot *first)
+{
+    QEMU_LOCK_GUARD(&s->lock);
+
+    if (s->read_only || slot_table_nfree(s->slots) <
+                        (uint64_t)want + bsst_store_reserve_slots(s)) {
+        return 0;
+    }
+    return slot_table_alloc_low(s->slots, want, min, limit, first);
 }
 
 void bsst_slot_ref(BsstStore *s, const BsstSlot *slot, unsigned n)

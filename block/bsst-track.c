@@ -43,6 +43,17 @@ void coroutine_fn bsst_direct_end(BDRVBsstState *s)
     }
 }
 
+/* Wait for whatever is in the way of [@start, @start + @bytes). */
+static void coroutine_fn track_wait_locked(BDRVBsstState *s, int64_t start,
+                                           int64_t bytes)
+{
+    do {
+        while (qatomic_read(&s->direct)) {
+            qemu_co_queue_wait(&s->no_direct, &s->image->lock);
+        }
+    } while (reqlist_wait_one(&s->reqs, start, bytes, &s->image->lock));
+}
+
 void coroutine_fn bsst_track_begin(BDRVBsstState *s, BlockReq *req,
                                    int64_t offset, int64_t bytes)
 {
@@ -58,10 +69,12 @@ void coroutine_fn bsst_track_begin(BDRVBsstState *s, BlockReq *req,
     smp_mb__after_rmw();
 
     QEMU_LOCK_GUARD(&s->image->lock);
-    while (qatomic_read(&s->direct)) {
-        qemu_co_queue_wait(&s->no_direct, &s->image->lock);
-    }
-    reqlist_wait_all(&s->reqs, start, end - start, &s->image->lock);
+    do {
+        while (s->barrier) {
+            qemu_co_queue_wait(&s->no_barrier, &s->image->lock);
+        }
+        track_wait_locked(s, start, end - start);
+    } while (s->barrier);
     reqlist_init_req(&s->reqs, req, start, end - start);
 }
 
@@ -73,6 +86,29 @@ void coroutine_fn bsst_track_end(BDRVBsstState *s, BlockReq *req)
     qatomic_dec(&s->tracked);
 }
 
+void coroutine_fn bsst_track_begin_all(BDRVBsstState *s, BlockReq *req)
+{
+    qatomic_inc(&s->tracked);
+    smp_mb__after_rmw();
+
+    QEMU_LOCK_GUARD(&s->image->lock);
+    while (s->barrier) {
+        qemu_co_queue_wait(&s->no_barrier, &s->image->lock);
+    }
+    s->barrier = true;
+    track_wait_locked(s, 0, INT64_MAX);
+    reqlist_init_req(&s->reqs, req, 0, INT64_MAX);
+}
+
+void coroutine_fn bsst_track_end_all(BDRVBsstState *s, BlockReq *req)
+{
+    WITH_QEMU_LOCK_GUARD(&s->image->lock) {
+        s->barrier = false;
+        qemu_co_queue_restart_all(&s->no_barrier);
+    }
+    bsst_track_end(s, req);
+}
+
 BsstSlot coroutine_fn bsst_map_lookup(BDRVBsstState *s, uint64_t block)
 {
     if (!qatomic_read(&s->map_count)) {
@@ -80,6 +116,12 @@ BsstSlot coroutine_fn bsst_map_lookup(BDRVBsstState *s, uint64_t block)
     }
     QEMU_LOCK_GUARD(&s->image->lock);
     return indirect_map_lookup(bsst_map(s), block);
+}
+
+bool coroutine_fn bsst_map_next(BDRVBsstState *s, uint64_t *block)
+{
+    QEMU_LOCK_GUARD(&s->image->lock);
+    return indirect_map_next(bsst_map(s), *block, block, NULL);
 }
 
 bool coroutine_fn bsst_map_next_run(BDRVBsstState *s, uint64_t *block,
@@ -100,6 +142,9 @@ void bsst_map_publish_locked(BDRVBsstState *s)
     uint64_t count = indirect_map_count(bsst_map(s));
 
     qatomic_set(&s->map_count, count);
+    if (count && s->defrag) {
+        bsst_defrag_kick(s);
+    }
     qatomic_set(&s->map_bytes, durable_map_bytes(s->image->map));
     qatomic_set(&s->map_held, durable_map_weight(s->image->map) - count);
 }
@@ -107,7 +152,8 @@ void bsst_map_publish_locked(BDRVBsstState *s)
 /* Change the map; the caller drops the references of the *@n slots in @drop. */
 static void coroutine_fn
 bsst_map_set(BDRVBsstState *s, uint64_t block, const BsstSlot *slot,
-             unsigned n, BsstSlot *drop, unsigned *ndrop, unsigned *removed)
+             unsigned n, BsstRemoveCause cause, BsstSlot *drop,
+             unsigned *ndrop, unsigned *removed)
 {
     unsigned i;
 
@@ -117,6 +163,9 @@ bsst_map_set(BDRVBsstState *s, uint64_t block, const BsstSlot *slot,
                                  bsst_block_offset(n))); /* B2 */
     *removed = bsst_image_set_locked(s->image, block, slot, n, drop, drop);
     bsst_map_publish_locked(s);
+    if (s->plan) {
+        bsst_observe_map_locked(s, block, slot, n, cause);
+    }
     for (i = 0; *removed && i < n; i++) {
         if (drop[i] != BSST_SLOT_NONE) {
             drop[(*ndrop)++] = drop[i];
@@ -134,7 +183,7 @@ bsst_map_set_all(BlockDriverState *bs, uint64_t block, const BsstSlot *slot,
 
     for (; n; block += chunk, slot += chunk, n -= chunk) {
         chunk = MIN(n, BSST_BATCH);
-        bsst_map_set(s, block, slot, chunk, drop, &ndrop, &removed);
+        bsst_map_set(s, block, slot, chunk, cause, drop, &ndrop, &removed);
         if (removed) {
             stat64_add(&s->removed[cause], removed);
         }
@@ -173,6 +222,12 @@ void coroutine_fn bsst_map_update(BlockDriverState *bs, uint64_t block,
     bsst_map_trace(bs, block, slot, n);
     stat64_add(&s->made, made);
     bsst_map_set_all(bs, block, slot, n, BSST_REMOVE_OVERWRITE);
+}
+
+void coroutine_fn bsst_map_relay(BlockDriverState *bs, uint64_t block,
+                                 const BsstSlot *slot, unsigned n)
+{
+    bsst_map_set_all(bs, block, slot, n, BSST_REMOVE_RELAY);
 }
 
 void coroutine_fn bsst_map_remove(BlockDriverState *bs, uint64_t block,

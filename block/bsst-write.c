@@ -227,7 +227,8 @@ static bool coroutine_fn GRAPH_RDLOCK bsst_write_reserve(BsstWrite *w)
     BDRVBsstState *s = w->bs->opaque;
     BsstJournal *j = bsst_store_journal(s->store);
 
-    if (!bsst_journal_reserve(j, w->slots)) {
+    if (qatomic_read(&s->draining) || qatomic_read(&s->held) ||
+        !bsst_journal_reserve(j, w->slots)) {
         return false;
     }
     if (!bsst_is_attached(s) && bsst_co_attach(w->bs) < 0) {
@@ -430,12 +431,46 @@ static void bsst_write_account(BsstWrite *w)
     stat64_add(&s->moved_bytes, 2ULL * w->loaded * BSST_PAGE_SIZE);
 }
 
+/*
+ * A write, or with @discard a discard, of blocks that are not indirected (any
+ * more) may be news to the planner: it watches what was moved.
+ */
+static void coroutine_fn bsst_write_observe(BDRVBsstState *s, int64_t offset,
+                                            int64_t bytes, bool discard,
+                                            int ret)
+{
+    if (ret >= 0 && qatomic_read(&s->watch)) {
+        bsst_observe_write(s, offset, bytes, discard);
+    }
+}
+
+/* The blocks that a write covers in part, or all of those that it has. */
+static void coroutine_fn bsst_write_observe_rest(BsstWrite *w)
+{
+    BDRVBsstState *s = w->bs->opaque;
+    int64_t end = w->offset + w->bytes;
+    int64_t head = MIN(bsst_block_offset(bsst_block_up(w->offset)), end);
+    int64_t tail = MAX(bsst_block_offset(bsst_block_down(end)), head);
+
+    if (!w->slots && !qatomic_read(&s->map_count)) {
+        bsst_write_observe(s, w->offset, w->bytes, false, 0);
+        return;
+    }
+    if (head > w->offset) {
+        bsst_write_observe(s, w->offset, head - w->offset, false, 0);
+    }
+    if (end > tail) {
+        bsst_write_observe(s, tail, end - tail, false, 0);
+    }
+}
+
 /* After the last child request: B3, then give everything back. */
 static void coroutine_fn bsst_write_finish(BsstWrite *w, int ret)
 {
     if (ret < 0) {
         bsst_write_drop_slots(w);
     } else {
+        bsst_write_observe_rest(w);
         bsst_write_commit(w);
     }
     if (w->reserved) {
@@ -557,10 +592,10 @@ bsst_co_pwritev_tracked(BlockDriverState *bs, BsstPager *pager, int64_t offset,
     return ret;
 }
 
-int coroutine_fn GRAPH_RDLOCK
-bsst_co_pwritev_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
-                     QEMUIOVector *qiov, size_t qiov_offset,
-                     BdrvRequestFlags flags)
+static int coroutine_fn GRAPH_RDLOCK
+bsst_co_pwritev_any(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                    QEMUIOVector *qiov, size_t qiov_offset,
+                    BdrvRequestFlags flags)
 {
     BDRVBsstState *s = bs->opaque;
     BsstPager *pager = bsst_store_get_pager(s->store);
@@ -570,6 +605,7 @@ bsst_co_pwritev_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
         bsst_direct_begin(s)) {
         ret = bdrv_co_pwritev_part(bs->file, offset, bytes, qiov, qiov_offset,
                                    flags);
+        bsst_write_observe(s, offset, bytes, false, ret);
         bsst_direct_end(s);
         return ret;
     }
@@ -579,6 +615,24 @@ bsst_co_pwritev_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
     if (pager) {
         bsst_pager_unref(pager);
     }
+    return ret;
+}
+
+int coroutine_fn GRAPH_RDLOCK
+bsst_co_pwritev_part(BlockDriverState *bs, int64_t offset, int64_t bytes,
+                     QEMUIOVector *qiov, size_t qiov_offset,
+                     BdrvRequestFlags flags)
+{
+    BDRVBsstState *s = bs->opaque;
+    DefragLoadReq req;
+    int ret;
+
+    if (!qatomic_read(&s->measure)) {
+        return bsst_co_pwritev_any(bs, offset, bytes, qiov, qiov_offset, flags);
+    }
+    bsst_load_begin(s, &req);
+    ret = bsst_co_pwritev_any(bs, offset, bytes, qiov, qiov_offset, flags);
+    bsst_load_end(s, &req, ret);
     return ret;
 }
 
@@ -604,6 +658,7 @@ bsst_co_pwrite_zeroes(BlockDriverState *bs, int64_t offset, int64_t bytes,
     trace_bsst_discard(bs, offset, bytes, true);
     if (!bsst_is_armed(s) && bsst_direct_begin(s)) {
         ret = bdrv_co_pwrite_zeroes(bs->file, offset, bytes, flags);
+        bsst_write_observe(s, offset, bytes, true, ret);
         bsst_direct_end(s);
         return ret;
     }
@@ -620,6 +675,7 @@ bsst_co_pwrite_zeroes(BlockDriverState *bs, int64_t offset, int64_t bytes,
         bsst_map_remove(bs, bsst_block_up(offset),
                         bsst_block_down(offset + bytes), BSST_REMOVE_DISCARD);
     }
+    bsst_write_observe(s, offset, bytes, true, ret);
     bsst_track_end(s, &req);
     return ret;
 }
@@ -664,6 +720,7 @@ bsst_co_pdiscard(BlockDriverState *bs, int64_t offset, int64_t bytes)
     trace_bsst_discard(bs, offset, bytes, false);
     if (!bsst_is_armed(s) && bsst_direct_begin(s)) {
         ret = bdrv_co_pdiscard(bs->file, offset, bytes);
+        bsst_write_observe(s, offset, bytes, true, ret);
         bsst_direct_end(s);
         return ret;
     }
@@ -677,6 +734,10 @@ bsst_co_pdiscard(BlockDriverState *bs, int64_t offset, int64_t bytes)
         ret = bsst_co_discard_indirect(bs, bsst_block_up(offset),
                                        bsst_block_down(offset + bytes));
     }
+    /* Blocks that are covered partly may be indirected still. */
+    bsst_write_observe(s, ROUND_UP(offset, BSST_PAGE_SIZE),
+                       MAX(0, QEMU_ALIGN_DOWN(offset + bytes, BSST_PAGE_SIZE) -
+                              ROUND_UP(offset, BSST_PAGE_SIZE)), true, ret);
     bsst_track_end(s, &req);
     return ret;
 }
@@ -730,6 +791,9 @@ bsst_co_truncate(BlockDriverState *bs, int64_t offset, bool exact,
     if (ret == 0) {
         bsst_map_remove(bs, bsst_block_up(offset), UINT64_MAX,
                         BSST_REMOVE_TRUNCATE);
+    }
+    if (length > offset) {
+        bsst_write_observe(s, offset, length - offset, true, ret);
     }
     bsst_track_end(s, &req);
     return ret;

@@ -51,6 +51,11 @@ static QemuOptsList bsst_runtime_opts = {
             .type = QEMU_OPT_BOOL,
             .help = "copy what is in the store into the image at the end",
         }, {
+            .name = "defrag",
+            .type = QEMU_OPT_STRING,
+            .help = "copy blocks back into the image while the disk is idle "
+                    "(off, auto)",
+        }, {
             .name = "x-test-indirect",
             .type = QEMU_OPT_NUMBER,
             .help = "for tests: seed of the blocks that go to the store",
@@ -64,6 +69,7 @@ typedef struct BsstOptions {
     BlockdevAioOptions aio;
     BsstRawImage raw_image;
     OnOffAuto drain_on_close;
+    BsstDefragPolicy defrag;
     uint64_t test_seed;
 } BsstOptions;
 
@@ -87,6 +93,11 @@ static bool bsst_parse_options(BsstOptions *o, QDict *options, Error **errp)
         o->raw_image = qapi_enum_parse(&BsstRawImage_lookup,
                                        qemu_opt_get(opts, "raw-image"),
                                        BSST_RAW_IMAGE_REFUSE, errp);
+        if (!*errp) {
+            o->defrag = qapi_enum_parse(&BsstDefragPolicy_lookup,
+                                        qemu_opt_get(opts, "defrag"),
+                                        BSST_DEFRAG_POLICY_AUTO, errp);
+        }
         if (qemu_opt_get(opts, "drain-on-close")) {
             o->drain_on_close = qemu_opt_get_bool(opts, "drain-on-close", 0)
                                 ? ON_OFF_AUTO_ON : ON_OFF_AUTO_OFF;
@@ -293,6 +304,7 @@ static int bsst_open(BlockDriverState *bs, QDict *options, int flags,
 
     qemu_co_mutex_init(&s->guard_lock);
     qemu_co_queue_init(&s->no_direct);
+    qemu_co_queue_init(&s->no_barrier);
     QLIST_INIT(&s->reqs);
     s->test_seed = o.test_seed;
 
@@ -304,6 +316,7 @@ static int bsst_open(BlockDriverState *bs, QDict *options, int flags,
         bsst_free(s);
         return ret;
     }
+    bsst_defrag_open(bs, o.defrag == BSST_DEFRAG_POLICY_AUTO);
     trace_bsst_open(bs, bsst_store_node_name(s->store), s->can_guard,
                     s->guarded, s->map_count);
     return 0;
@@ -338,6 +351,7 @@ static void bsst_close(BlockDriverState *bs)
     int ret = 0;
 
     assert(QLIST_EMPTY(&s->reqs) && !s->direct && !s->tracked);
+    bsst_defrag_close(bs);
     if (!bdrv_is_read_only(bs) && !(bs->open_flags & BDRV_O_INACTIVE)) {
         ret = bsst_settle(bs, &flushed);
     }
@@ -373,6 +387,9 @@ bsst_child_perm(BlockDriverState *bs, BdrvChild *c, BdrvChildRole role,
     if (qatomic_read(&s->map_count) && !bdrv_is_read_only(bs) && !s->frozen) {
         *nperm |= BLK_PERM_WRITE;
     }
+    if (perm & BLK_PERM_WRITE_UNCHANGED) {
+        *nperm |= BLK_PERM_WRITE;       /* a job that moves blocks into it */
+    }
     *nshared &= ~(BLK_PERM_WRITE | BLK_PERM_RESIZE |
                   BLK_PERM_CONSISTENT_READ);
 }
@@ -407,6 +424,7 @@ static void bsst_reopen_end(BDRVReopenState *state)
     BDRVBsstState *s = state->bs->opaque;
 
     s->frozen = false;
+    bsst_defrag_kick(s);
 }
 
 static int GRAPH_RDLOCK bsst_inactivate(BlockDriverState *bs)
@@ -500,7 +518,7 @@ static bool bsst_insert_options(BlockDriverState *bs, QDict *options,
                                 Error **errp)
 {
     static const char *const known[] = {
-        "node-name", "store", "aio", "raw-image", "drain-on-close",
+        "node-name", "store", "aio", "raw-image", "drain-on-close", "defrag",
         "x-test-indirect", NULL
     };
     const QDictEntry *e;
@@ -553,6 +571,8 @@ BlockDriver bdrv_bsst = {
     .bdrv_reopen_prepare        = bsst_reopen_prepare,
     .bdrv_reopen_commit         = bsst_reopen_end,
     .bdrv_reopen_abort          = bsst_reopen_end,
+    .bdrv_drain_begin           = bsst_drain_begin,
+    .bdrv_drain_end             = bsst_drain_end,
     .bdrv_inactivate            = bsst_inactivate,
     .bdrv_co_invalidate_cache   = bsst_co_invalidate_cache,
 

@@ -285,9 +285,22 @@ static BsstSlot search_node(const SlotTable *t, RunSearch *s, unsigned level,
     return found;
 }
 
+/* Take @n free slots from @first on, with one reference each. */
+static void slots_take(SlotTable *t, BsstSlot first, uint32_t n)
+{
+    uint32_t i;
+
+    slots_set_taken(t, first, n, true);
+    slots_set_backed(t, first, n, true);
+    for (i = first; i < first + n; i++) {
+        assert(t->refs[i] == 0);
+        t->refs[i] = 1;
+    }
+}
+
 uint32_t slot_table_alloc(SlotTable *t, uint32_t want, BsstSlot *first)
 {
-    uint32_t i, n = MIN(want, node_runs(t, t->height, 0).best);
+    uint32_t n = MIN(want, node_runs(t, t->height, 0).best);
     RunSearch ahead = { .from = t->cursor, .want = n };
     RunSearch all = { .from = 0, .want = n };
     BsstSlot start;
@@ -302,13 +315,43 @@ uint32_t slot_table_alloc(SlotTable *t, uint32_t want, BsstSlot *first)
     }
     assert(start < t->nslots && n <= t->nslots - start);
 
-    slots_set_taken(t, start, n, true);
-    slots_set_backed(t, start, n, true);
-    for (i = 0; i < n; i++) {
-        assert(t->refs[start + i] == 0);
-        t->refs[start + i] = 1;
-    }
+    slots_take(t, start, n);
     t->cursor = start + n;
+    *first = start;
+    return n;
+}
+
+/* The lowest run of @n free slots that ends by @limit, or BSST_SLOT_NONE */
+static BsstSlot find_low(const SlotTable *t, uint32_t n, BsstSlot limit)
+{
+    RunSearch all = { .from = 0, .want = n };
+    BsstSlot start = search_node(t, &all, t->height, 0);
+
+    return start != BSST_SLOT_NONE && start < limit && n <= limit - start
+           ? start : BSST_SLOT_NONE;
+}
+
+uint32_t slot_table_alloc_low(SlotTable *t, uint32_t want, uint32_t min,
+                              BsstSlot limit, BsstSlot *first)
+{
+    uint32_t n = want;
+    BsstSlot start;
+
+    assert(min >= 1 && min <= want);
+    limit = MIN(limit, t->nslots);
+    start = find_low(t, want, limit);
+    if (start == BSST_SLOT_NONE) {
+        start = find_low(t, min, limit);
+        if (start == BSST_SLOT_NONE) {
+            return 0;
+        }
+        for (n = min; n < want && start + n < limit &&
+                      !(t->taken[(start + n) / WORD_BITS] >>
+                        (start + n) % WORD_BITS & 1); n++) {
+            /* the run goes on */
+        }
+    }
+    slots_take(t, start, n);
     *first = start;
     return n;
 }

@@ -85,6 +85,17 @@ bool bsst_store_is_inode(const BsstStore *s, dev_t dev, ino_t ino);
  * Returns the number, at @first; 0 if the store is full.
  */
 uint32_t bsst_slot_alloc(BsstStore *s, uint32_t want, BsstSlot *first);
+/*
+ * For those who can do without: allocate @want slots in a row as low as
+ * possible, or at least @min, all below @limit, if bsst_store_reserve_slots()
+ * stay free.  Returns the number, at @first, or 0.
+ */
+uint32_t bsst_slot_alloc_low(BsstStore *s, uint32_t want, uint32_t min,
+                             BsstSlot limit, BsstSlot *first);
+/* Slots that are not free. */
+uint32_t bsst_store_used_slots(BsstStore *s);
+/* What is left to those who cannot */
+uint32_t bsst_store_reserve_slots(const BsstStore *s);
 /* Take one more reference of each of @n slots, which are in use. */
 void bsst_slot_ref(BsstStore *s, const BsstSlot *slot, unsigned n);
 /* Drop one reference of each of @n slots. */
@@ -113,6 +124,9 @@ int coroutine_fn bsst_store_co_read(BsstStore *s, BsstSlot first, uint32_t n,
 /* The same, but a read that fails is repeated a few times at once. */
 int coroutine_fn bsst_store_co_read_retry(BsstStore *s, BsstSlot first,
                                           uint32_t n, void *buf);
+/* The same into @qiov (private memory only), n * BSST_PAGE_SIZE bytes. */
+int coroutine_fn bsst_store_co_readv_retry(BsstStore *s, BsstSlot first,
+                                           uint32_t n, QEMUIOVector *qiov);
 
 /* Aligned private memory for store I/O; NULL on failure. */
 void *bsst_store_buffer(BsstStore *s, size_t bytes);

@@ -40,6 +40,17 @@ void slot_table_free(SlotTable *t);
  */
 uint32_t slot_table_alloc(SlotTable *t, uint32_t want, BsstSlot *first);
 
+/*
+ * Allocate @want slots in a row as low in the store as possible; or, if there
+ * is no such run below @limit, from the lowest run of at least @min (1 to
+ * @want).  All lie below @limit.  The place where slot_table_alloc() goes on
+ * does not change.
+ *
+ * Returns the length of the run, at @first; 0 if there is none.
+ */
+uint32_t slot_table_alloc_low(SlotTable *t, uint32_t want, uint32_t min,
+                              BsstSlot limit, BsstSlot *first);
+
 /* Take one more reference on @slot, which is in use. */
 void slot_table_ref(SlotTable *t, BsstSlot slot);
 /* The same for each of @n slots, among which may be one several times. */

@@ -28,7 +28,7 @@ def create_store(path=STORE, size='64M'):
 def image_opts(image=IMAGE, store=STORE, fmt='qcow2', seed=7, drain='on',
                **extra):
     """A bsst node; unless @drain is off the image is complete at the end."""
-    opts = {'driver': 'bsst', 'drain-on-close': drain,
+    opts = {'driver': 'bsst', 'drain-on-close': drain, 'defrag': 'off',
             'file.driver': fmt, 'file.file.filename': image,
             'store.driver': 'qcow2', 'store.file.filename': store}
     if seed:
@@ -93,15 +93,17 @@ class BsstTestCase(iotests.QMPTestCase):
         self.assertIn(message, result.stdout)
         return result.stdout
 
-    def launch(self, seed=7, discard='unmap', drain='on'):
+    def launch(self, seed=7, discard='unmap', drain='on', defrag='off',
+               protocol='driver=file,filename={}', store=STORE):
         """Export the node, writable; returns after NBD is reachable."""
+        file = ','.join(f'file.{o}' for o in
+                        protocol.format(IMAGE).split(','))
         self.qsd = QemuStorageDaemon(
-            '--blockdev', f'qcow2,node-name=g,file.driver=file,'
-            f'file.filename={IMAGE},discard={discard}',
+            '--blockdev', f'qcow2,node-name=g,{file},discard={discard}',
             '--blockdev', f'qcow2,node-name=s,file.driver=file,'
-            f'file.filename={STORE}',
+            f'file.filename={store}',
             '--blockdev', f'bsst,node-name=d,file=g,store=s,discard=unmap,'
-            f'x-test-indirect={seed},drain-on-close={drain}',
+            f'x-test-indirect={seed},drain-on-close={drain},defrag={defrag}',
             '--nbd-server', f'addr.type=unix,addr.path={NBD_SOCK}',
             '--export', 'nbd,id=e,node-name=d,name=d,writable=on', qmp=True)
 

@@ -29,6 +29,8 @@ const char *const bug_name[BUG__MAX] = {
     [BUG_FLUSH_JOINS_OLDER] = "flush-joins-older",
     [BUG_ENTRY_REMOVED_EARLY] = "entry-removed-early",
     [BUG_NO_CHECKSUMS] = "no-checksums",
+    [BUG_MOVE_REMOVED_EARLY] = "move-removed-early",
+    [BUG_RELAY_NAMED_EARLY] = "relay-named-early",
 };
 
 const char *const op_name[OP__MAX] = {
@@ -36,6 +38,8 @@ const char *const op_name[OP__MAX] = {
     [OP_PARTIAL] = "partial",
     [OP_DISCARD] = "discard",
     [OP_DRAIN] = "drain",
+    [OP_MOVE_OUT] = "move-out",
+    [OP_RELAY] = "relay",
     [OP_FLUSH] = "flush",
     [OP_EVICT] = "evict",
     [OP_TOUCH] = "touch",
@@ -743,6 +747,129 @@ static int coroutine_fn co_copy_out(World *w, GuestDisk *g, unsigned block)
     return ret;
 }
 
+/* Moves of several blocks, as in block/bsst-move.c */
+
+typedef struct Move {
+    unsigned block, n, mapped;
+    BsstSlot slot[MAX_BLOCKS];
+    uint64_t data[MAX_BLOCKS][BLOCK_SECTORS];
+} Move;
+
+/* Read what is indirected; what cannot be read drops out. */
+static void coroutine_fn co_move_read(World *w, GuestDisk *g, Move *m)
+{
+    unsigned i;
+
+    for (i = 0; i < m->n; i++) {
+        m->slot[i] = indirect_map_lookup(image_map(g->image), m->block + i);
+        if (m->slot[i] != BSST_SLOT_NONE &&
+            co_read_slot(w, m->slot[i], m->data[i]) < 0) {
+            m->slot[i] = BSST_SLOT_NONE;
+        }
+        m->mapped += m->slot[i] != BSST_SLOT_NONE;
+    }
+}
+
+/* One run into the image, then its entries go (B3). */
+static void coroutine_fn co_move_run_out(World *w, GuestDisk *g, Move *m,
+                                         unsigned i, unsigned n)
+{
+    unsigned first = m->block + i, head = 0;
+    int ret = 0;
+
+    if (w->params.bug == BUG_MOVE_REMOVED_EARLY && n > 1) {
+        head = 1;
+        ret = co_disk_write(w, &g->disk, first * BLOCK_SECTORS, BLOCK_SECTORS,
+                            m->data[i]);
+        if (ret == 0) {
+            co_map_remove(w, g, first, n);
+        }
+    }
+    if (ret == 0) {
+        ret = co_disk_write(w, &g->disk, (first + head) * BLOCK_SECTORS,
+                            (n - head) * BLOCK_SECTORS, m->data[i + head]);
+    }
+    if (ret == 0) {
+        co_map_remove(w, g, first, n);
+    }
+}
+
+static void coroutine_fn co_move_out(World *w, GuestDisk *g, unsigned block,
+                                     unsigned n)
+{
+    Move m = { .block = block, .n = n };
+    unsigned i, end;
+
+    co_move_read(w, g, &m);
+    for (i = 0; i < n; i = end + 1) {
+        for (end = i; end < n && m.slot[end] != BSST_SLOT_NONE; end++) {
+            /* a run */
+        }
+        if (end > i) {
+            co_move_run_out(w, g, &m, i, end - i);
+        }
+    }
+}
+
+/* Let the map name the slots from @first on (B4). */
+static void coroutine_fn co_relay_set(World *w, GuestDisk *g, const Move *m,
+                                      BsstSlot first)
+{
+    unsigned i;
+
+    for (i = 0; i < m->n; i++) {
+        if (m->slot[i] != BSST_SLOT_NONE) {
+            co_map_set(w, g, m->block + i, &first, 1);
+            first++;
+        }
+    }
+}
+
+static void coroutine_fn co_relay_to(World *w, GuestDisk *g, const Move *m,
+                                     BsstSlot first)
+{
+    bool early = w->params.bug == BUG_RELAY_NAMED_EARLY;
+    uint64_t data[MAX_BLOCKS][BLOCK_SECTORS];
+    unsigned i, k = 0;
+    int ret;
+
+    for (i = 0; i < m->n; i++) {
+        if (m->slot[i] != BSST_SLOT_NONE) {
+            slot_table_set_checksum(w->slots, first + k,
+                                    stamps_checksum(m->data[i]));
+            memcpy(data[k++], m->data[i], sizeof(data[0]));
+        }
+    }
+    if (early) {
+        co_relay_set(w, g, m, first);
+    }
+    ret = co_disk_write(w, &w->store, slot_sector(w, first),
+                        m->mapped * BLOCK_SECTORS, data);
+    if (ret == 0 && !early) {
+        co_relay_set(w, g, m, first);
+    }
+    for (i = 0; ret < 0 && !early && i < m->mapped; i++) {
+        slot_table_unref(w->slots, first + i);
+    }
+}
+
+static void coroutine_fn co_relay(World *w, GuestDisk *g, unsigned block,
+                                  unsigned n)
+{
+    Move m = { .block = block, .n = n };
+    BsstSlot first;
+
+    if (!bsst_journal_reserve(w->journal, n)) {
+        return;
+    }
+    co_move_read(w, g, &m);
+    if (m.mapped && slot_table_alloc_low(w->slots, m.mapped, m.mapped,
+                                         BSST_SLOT_NONE, &first)) {
+        co_relay_to(w, g, &m, first);
+    }
+    bsst_journal_unreserve(w->journal, n);
+}
+
 typedef struct ImageFlush {
     World *w;
     GuestDisk *g;
@@ -864,6 +991,21 @@ static void coroutine_fn co_op_drain(void *opaque)
 
     for (i = 0; i < r->op.n; i++) {
         co_copy_out(r->w, r->g, r->op.at + i);
+    }
+    blocks_unlock(r->g, r->op.at, r->op.n);
+    op_finished(r);
+}
+
+static void coroutine_fn co_op_move(void *opaque)
+{
+    OpRun *r = opaque;
+
+    if (co_guard(r->w, r->g) == 0) {
+        if (r->op.kind == OP_RELAY) {
+            co_relay(r->w, r->g, r->op.at, r->op.n);
+        } else {
+            co_move_out(r->w, r->g, r->op.at, r->op.n);
+        }
     }
     blocks_unlock(r->g, r->op.at, r->op.n);
     op_finished(r);
@@ -1209,6 +1351,16 @@ static bool begin_drain(OpRun *r)
     return r->g->image && blocks_lock(r->g, r->op.at, r->op.n);
 }
 
+/* Only where there is something to move */
+static bool begin_move(OpRun *r)
+{
+    uint64_t block;
+
+    return r->g->image &&
+           indirect_map_next(image_map(r->g->image), r->op.at, &block, NULL) &&
+           block < r->op.at + r->op.n && blocks_lock(r->g, r->op.at, r->op.n);
+}
+
 static bool begin_discard(OpRun *r)
 {
     return begin_blocks(r, 0);
@@ -1227,6 +1379,8 @@ static const struct {
     [OP_PARTIAL] = { begin_partial, co_op_partial },
     [OP_DISCARD] = { begin_discard, co_op_discard },
     [OP_DRAIN] = { begin_drain, co_op_drain },
+    [OP_MOVE_OUT] = { begin_move, co_op_move },
+    [OP_RELAY] = { begin_move, co_op_move },
     [OP_FLUSH] = { begin_always, co_op_flush },
     [OP_EVICT] = { begin_evict, co_op_evict },
     [OP_TOUCH] = { begin_touch },

@@ -54,6 +54,8 @@ typedef enum Bug {
     BUG_FLUSH_JOINS_OLDER,      /* a flush shares one that began before it */
     BUG_ENTRY_REMOVED_EARLY,    /* before the image has the new data */
     BUG_NO_CHECKSUMS,           /* are not written */
+    BUG_MOVE_REMOVED_EARLY,     /* a run, when one block of it is written */
+    BUG_RELAY_NAMED_EARLY,      /* new slots, before they are written */
     BUG__MAX,
 } Bug;
 
@@ -69,9 +71,9 @@ typedef struct Params {
 } Params;
 
 typedef enum OpKind {
-    OP_WRITE, OP_PARTIAL, OP_DISCARD, OP_DRAIN, OP_FLUSH, OP_EVICT, OP_TOUCH,
-    OP_SWAP_IN, OP_CHECKPOINT, OP_CHECK, OP_DETACH, OP_FORGET, OP_ERROR,
-    OP_KILL, OP_POWER_CUT, OP_REOPEN,
+    OP_WRITE, OP_PARTIAL, OP_DISCARD, OP_DRAIN, OP_MOVE_OUT, OP_RELAY,
+    OP_FLUSH, OP_EVICT, OP_TOUCH, OP_SWAP_IN, OP_CHECKPOINT, OP_CHECK,
+    OP_DETACH, OP_FORGET, OP_ERROR, OP_KILL, OP_POWER_CUT, OP_REOPEN,
     OP__MAX,
 } OpKind;
 

@@ -253,10 +253,12 @@ static char *run_history(const History *h, unsigned point_states,
 
 /* Of 100 ops, errors and ends of life aside */
 static const unsigned op_weight[OP__MAX] = {
-    [OP_WRITE] = 33,
+    [OP_WRITE] = 27,
     [OP_PARTIAL] = 4,
     [OP_DISCARD] = 3,
-    [OP_DRAIN] = 3,
+    [OP_DRAIN] = 1,
+    [OP_MOVE_OUT] = 4,
+    [OP_RELAY] = 4,
     [OP_FLUSH] = 20,
     [OP_EVICT] = 20,
     [OP_TOUCH] = 8,

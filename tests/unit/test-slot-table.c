@@ -129,6 +129,45 @@ static uint32_t pair_alloc(Pair *p, uint32_t want, uint64_t checksum)
     return n;
 }
 
+/* Where slot_table_alloc_low() has to go: the first place that does */
+static uint32_t expect_alloc_low(const Pair *p, uint32_t want, uint32_t min,
+                                 uint32_t limit, uint32_t *first)
+{
+    uint32_t i, n, least;
+
+    limit = MIN(limit, p->nslots);
+    for (least = want; ; least = min) {
+        for (i = 0; i < limit; i++) {
+            n = MIN(shadow_run(p, i, cell_free), limit - i);
+            if (n >= least) {
+                *first = i;
+                return MIN(n, want);
+            }
+        }
+        if (least == min) {
+            return 0;
+        }
+    }
+}
+
+static void pair_alloc_low(Pair *p, uint32_t want, uint32_t min,
+                           uint32_t limit, uint64_t checksum)
+{
+    uint32_t first = 0, expected_first = 0, i;
+    uint32_t expected = expect_alloc_low(p, want, min, limit, &expected_first);
+    uint32_t n = slot_table_alloc_low(p->table, want, min, limit, &first);
+
+    g_assert_cmpuint(n, ==, expected);
+    g_assert_cmpuint(first, ==, expected_first);
+    for (i = first; i < first + n; i++) {
+        g_assert_true(cell_free(p, i));
+        slot_table_set_checksum(p->table, i, checksum + i);
+        p->cell[i].refs = 1;
+        p->cell[i].backed = true;
+        p->cell[i].checksum = checksum + i;
+    }
+}
+
 static void pair_unref(Pair *p, uint32_t i)
 {
     bool last = slot_table_unref(p->table, i);
@@ -195,7 +234,12 @@ static void random_operation(Pair *p, GRand *rand, bool filling)
     int dice = g_rand_int_range(rand, 0, 10);
 
     if (dice < (filling ? 5 : 1)) {
-        pair_alloc(p, n, g_rand_int(rand) * 0x100000001ULL);
+        if (g_rand_boolean(rand)) {
+            pair_alloc(p, n, g_rand_int(rand) * 0x100000001ULL);
+        } else {
+            pair_alloc_low(p, n, 1 + g_rand_int(rand) % n, i + n,
+                           g_rand_int(rand) * 0x100000001ULL);
+        }
     } else if (dice < 8) {
         for (; n && i < p->nslots; i++, n--) {
             if (p->cell[i].refs && g_rand_int_range(rand, 0, 4)) {
