@@ -93,9 +93,9 @@ bool durable_map_next_committed(const DurableMap *m, bool prepared,
                                 uint64_t block, BsstRecord *record);
 
 /*
- * Recovery: apply what records say of some blocks (word->map does not matter) to
- * the committed state.  There are no changes and no commit; references are the
- * caller's business, at the end.
+ * Recovery: apply what records say of some blocks (word->map does not matter)
+ * to the committed state.  There are no changes and no commit; references are
+ * the caller's business, at the end.
  */
 void durable_map_restore(DurableMap *m, const BsstRecordWord *word);
 

@@ -47,8 +47,8 @@ void record_batch_add(RecordBatch *b, uint32_t map, const BsstRecord *record);
 size_t record_batch_bytes(const RecordBatch *b);
 
 /*
- * Take the next word out of @b: by map, then by block, each once.  Returns false
- * and leaves @b empty if there is none.  Nothing is added before that.
+ * Take the next word out of @b: by map, then by block, each once.  Returns
+ * false and leaves @b empty if there is none.  Nothing is added before that.
  */
 bool record_batch_next(RecordBatch *b, BsstRecordWord *word);
 
