@@ -321,10 +321,10 @@ static int coroutine_fn job_pass_end(BsstJob *j, bool *done)
     if (j->unflushed) {
         ret = job_flush(j);
     }
-    if (ret == 0 && j->mode == BSST_DEFRAG_MODE_STORE) {
-        if (job_begin_compaction(j)) {
-            return 0;
-        }
+    /* Over and over, the two would undo what the other has done */
+    if (ret == 0 && j->mode == BSST_DEFRAG_MODE_STORE && !j->continuous &&
+        job_begin_compaction(j)) {
+        return 0;
     }
     *done = !j->continuous;
     if (ret == 0 && !*done && !progress) {

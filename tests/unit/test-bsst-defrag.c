@@ -20,6 +20,7 @@
 #include "block/aio-wait.h"
 #include "block/block.h"
 #include "block/blockjob.h"
+#include "block/bsst-int.h"
 #include "bsst-driver-fixture.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-bsst.h"
@@ -292,10 +293,11 @@ static void start_job(Fixture *f, BsstDefragMode mode, bool dismiss,
                     true, dismiss, errp);
 }
 
+/* It stays where it is until it is finalized, and then dismissed. */
 static void start_drain(Fixture *f, Error **errp)
 {
     qmp_bsst_drain("j", bdrv_get_node_name(blk_bs(f->blk)), false, false,
-                   false, 0, false, 0, false, false, true, false, errp);
+                   false, 0, false, 0, true, false, true, false, errp);
 }
 
 /* Requests */
@@ -753,32 +755,103 @@ static void test_errors(void)
     end(f);
 }
 
-/* Writes go on while a drain is at its end: none may slip through. */
+static bool job_is_pending(void *opaque)
+{
+    JOB_LOCK_GUARD();
+    return block_job_get_locked("j")->job.status == JOB_STATUS_PENDING;
+}
+
+static void finalize_job(void)
+{
+    JOB_LOCK_GUARD();
+    job_finalize_locked(&block_job_get_locked("j")->job, &error_abort);
+}
+
+/*
+ * Writes of pages that are out go on while a drain is at its end: they wait for
+ * that, and then make no indirections as long as the job exists.
+ */
 static void test_drain_end(void)
 {
     g_autofree Fixture *f = g_new0(Fixture, 1);
-    g_autoptr(BsstInfo) info = NULL;
     Request r = requests[1];
 
     begin(f, "off");
-    /* A write that has claimed its slots before the job begins */
-    r.f = f;
-    r.prepare(f);
-    request_start(&r);
     gate_hold(STEP_STORE_FLUSH);
     start_drain(f, &error_abort);
     poll_until(held, NULL);
+    r.f = f;
     r.prepare(f);
+    /* What a write that is not intercepted would bring in */
+    memcpy(f->p->mem, page_content(f->p, 0), PAGES * BSST_PAGE_SIZE);
     request_start(&r);
     poll_for(SOON_NS);
     g_assert(!r.done);
     gate_release();
-    touch_all(f->p);
-    g_assert_cmpint(finish_job(), ==, 0);
     poll_until(request_done, &r);
-    info = qmp_query_bsst(&error_abort);
-    g_assert_cmpint(info->nodes->value->held_slots, ==, 0);
+    poll_until(job_is_pending, NULL);
+    g_assert_cmpint(indirections(), ==, 0);
     check_disk(f);
+
+    finalize_job();
+    g_assert_cmpint(finish_job(), ==, 0);
+    request_start(&r);
+    poll_until(request_done, &r);
+    g_assert_cmpint(indirections(), ==, OP_BLOCKS);
+    check_disk(f);
+    end(f);
+}
+
+/* What has not begun when a move is told to stop stays where it is. */
+typedef struct StopRun {
+    BlockDriverState *bs;
+    BsstMoveResult res;
+    bool stop;
+    bool done;
+} StopRun;
+
+static void coroutine_fn stop_entry(void *opaque)
+{
+    StopRun *r = opaque;
+    BsstMoveLimits limits = { .parallel = 1, .stop = &r->stop };
+
+    GRAPH_RDLOCK_GUARD();
+    bsst_co_move_out(r->bs, 0, MOVED_BLOCKS, &limits, &r->res);
+    r->done = true;
+}
+
+static bool stop_done(void *opaque)
+{
+    StopRun *r = opaque;
+
+    return r->done;
+}
+
+static void test_stop(void)
+{
+    static const Step steps[] = { STEP_STORE_READ, STEP_IMAGE_WRITE };
+    g_autofree Fixture *f = g_new0(Fixture, 1);
+    unsigned i, before;
+
+    begin(f, "off");
+    for (i = 0; i < ARRAY_SIZE(steps); i++) {
+        StopRun r = { .bs = blk_bs(f->blk) };
+
+        gate_hold(steps[i]);
+        qemu_coroutine_enter(qemu_coroutine_create(stop_entry, &r));
+        poll_until(held, NULL);
+        before = gate_count(steps[i]);
+        qatomic_set(&r.stop, true);
+        gate_release();
+        poll_until(stop_done, &r);
+        g_assert_cmpint(gate_count(steps[i]), ==, before);
+        g_assert_cmpint(r.res.ret, ==, 0);
+        g_assert_cmpint(r.res.failed, ==, 0);
+        g_assert_cmpint(indirections(), ==, MOVED_BLOCKS - r.res.moved);
+        g_assert_true(r.res.moved < MOVED_BLOCKS || i == 1);
+        check_disk(f);
+        scatter(f);
+    }
     end(f);
 }
 
@@ -953,6 +1026,7 @@ int main(int argc, char **argv)
     g_test_add_func("/bsst-defrag/cancel", test_cancel);
     g_test_add_func("/bsst-defrag/errors", test_errors);
     g_test_add_func("/bsst-defrag/drain-end", test_drain_end);
+    g_test_add_func("/bsst-defrag/stop", test_stop);
     g_test_add_func("/bsst-defrag/auto", test_auto);
     g_test_add_func("/bsst-defrag/auto-races", test_auto_races);
     g_test_add_func("/bsst-defrag/auto-drained", test_auto_drained);
