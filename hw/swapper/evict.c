@@ -2,7 +2,7 @@
  * The way out: choose, move to frames, write to the store
  *
  * Above the high mark pages are moved into frames in small aligned groups
- * that are chosen at random; a moved page costs its second chance nothing but
+ * that the policy chooses; a moved page costs its second chance nothing but
  * a copy.  When the victim cache is full, its oldest pages are written, sorted
  * by guest address, into contiguous slots, until the low mark is reached.
  *

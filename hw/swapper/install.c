@@ -66,7 +66,7 @@ static void install_frame_locked(PagerShard *sh, uint64_t page)
     Pager *p = sh->p;
     uint32_t frame = page_ref(&p->pages, page);
 
-    policy_event(&p->policy, &p->pages, page, POLICY_FAULT);
+    policy_event(&p->policy, &p->pages, page, POLICY_HIT);
     page_install_begin(&p->pages, page);
     qemu_mutex_unlock(&p->lock);
     /* COPY, not MOVE: moving back costs several times as much. */
@@ -112,6 +112,7 @@ static void install_zeroes_locked(PagerShard *sh, uint64_t page, bool is_write)
     void *addr = pager_addr(p, page);
 
     for (unsigned i = 0; i < n; i++) {
+        policy_event(&p->policy, &p->pages, page + i, POLICY_COME);
         page_install_begin(&p->pages, page + i);
     }
     qemu_mutex_unlock(&p->lock);
@@ -170,12 +171,11 @@ typedef struct Load {
     int64_t start_ns;           /* of a fault not yet answered, or 0 */
 } Load;
 
-/* @page continues a run: it is in @slot, and has all of @flags. */
-static bool load_fits(Pager *p, uint64_t page, BsstSlot slot, uint32_t flags)
+/* @page continues a run: it is in @slot. */
+static bool load_fits(Pager *p, uint64_t page, BsstSlot slot)
 {
     return page_state(&p->pages, page) == PAGE_SWAPPED &&
-           page_ref(&p->pages, page) == slot &&
-           (!flags || page_flag(&p->pages, page, flags));
+           page_ref(&p->pages, page) == slot;
 }
 
 /*
@@ -187,13 +187,12 @@ static void load_run_locked(Pager *p, Load *l, uint64_t page, unsigned max)
     BsstSlot slot = page_ref(&p->pages, page);
     uint64_t start = page - page % max, end = start + max;
     uint64_t a = page, b = page + 1;
-    uint32_t flags = l->restoring ? PAGE_FLAG_INTERCEPTED : 0;
 
     while (a > start && slot >= page - a + 1 &&
-           load_fits(p, a - 1, slot - (page - a + 1), flags)) {
+           load_fits(p, a - 1, slot - (page - a + 1))) {
         a--;
     }
-    while (b < end && load_fits(p, b, slot + (b - page), flags)) {
+    while (b < end && load_fits(p, b, slot + (b - page))) {
         b++;
     }
     l->page = a;
@@ -234,6 +233,8 @@ static uint64_t load_take_locked(Pager *p, const Load *l, uint64_t mask,
         if (page_flag(&p->pages, page, PAGE_FLAG_FAULTED)) {
             policy_event(&p->policy, &p->pages, page, POLICY_FAULT);
             *wanted |= 1ull << i;
+        } else {
+            policy_event(&p->policy, &p->pages, page, POLICY_COME);
         }
         page_install_begin(&p->pages, page);
         taken |= 1ull << i;
@@ -658,7 +659,7 @@ bool pager_install(BsstPager *pager, void *addr, const void *buf)
             break;
         }
         p->n.installed++;
-        policy_event(&p->policy, &p->pages, page, POLICY_DISK);
+        policy_event(&p->policy, &p->pages, page, POLICY_COME);
         page_install_begin(&p->pages, page);
     }
     ret = uffd_swapper_copy(pager_shard(p, page)->uffd, addr, buf,

@@ -155,9 +155,6 @@ static inline void claim_one_locked(Pager *p, uint64_t page, BsstPageClaim *c)
     case PAGE_ZERO:
         c->kind = BSST_PAGE_ZERO;
         break;
-    case PAGE_RESIDENT:
-        policy_event(&p->policy, &p->pages, page, POLICY_DISK);
-        break;
     default:
         break;
     }
@@ -263,9 +260,6 @@ static void pager_absent(BsstPager *pager, void *const *addr, bool *absent,
             continue;
         }
         absent[i] = page_is_out(&p->pages, page);
-        if (page_state(&p->pages, page) == PAGE_RESIDENT) {
-            policy_event(&p->policy, &p->pages, page, POLICY_DISK);
-        }
     }
 }
 
@@ -501,7 +495,7 @@ Pager *pager_new(const char *id, unsigned nshards, Error **errp)
     p->shard = g_new0(PagerShard, nshards);
     p->pagemap_fd = -1;
     p->frames.uffd = -1;
-    policy_init(&p->policy, g_random_int());
+    policy_init(&p->policy);
     qemu_mutex_init(&p->region_lock);
     qemu_mutex_init(&p->lock);
     qemu_cond_init(&p->transit_cond);

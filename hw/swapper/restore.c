@@ -3,8 +3,10 @@
  *
  * 1. Pages that the guest has just written to its disk while they were out:
  *    it is about to reuse them, and would wait for content that it does not
- *    want.  They come back in the background, but not their neighbours, which
- *    were not written and are not about to be reused.
+ *    want.  They come back in the background, and so do neighbours that left
+ *    together with them.  These were not written, often because they did not
+ *    change since the guest read them: then it reuses them at the same time,
+ *    but tells nobody.
  * 2. All pages, when the limit is taken away.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
