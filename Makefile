@@ -1,7 +1,7 @@
 # Thin front door: every target is a script that can be run by itself.
 
 .DEFAULT_GOAL := all
-.PHONY: all help stock demo check check-core check-crash check-kill9 check-powercut check-series fuzz \
+.PHONY: all help stock demo check policy-sim record-trace check-core check-crash check-kill9 check-powercut check-series fuzz \
 	refresh-patches soak install clean distclean
 
 all:
@@ -24,6 +24,8 @@ help:
 	@echo 'make bench-no-pressure      what bsst costs where it is not needed'
 	@echo 'make bench-defrag-sim       what defragmentation would move, in recorded histories'
 	@echo 'make soak N=20              that many demos in a row'
+	@echo 'make policy-sim             compare ways to choose pages, on records of guests'
+	@echo 'make record-trace [OUT=f]   record what a guest does to its pages'
 	@echo 'make stock                  unpatched QEMU for comparison, in build/stock/'
 	@echo 'make SANITIZE=address       build with ASan and UBSan, in build-asan/ (thread: build-tsan/)'
 	@echo 'make install PREFIX=DIR     install (default /usr/local; DESTDIR is honoured)'
@@ -38,6 +40,12 @@ demo: all stock
 
 check:
 	@scripts/check $(EXTRA)
+
+policy-sim:
+	@tests/policy-sim/run
+
+record-trace:
+	@tests/policy-sim/record $(or $(OUT),build-plugins/guest-192M.rec.xz)
 
 check-core:
 	@scripts/check-core

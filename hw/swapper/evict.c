@@ -116,6 +116,7 @@ static void moved_locked(Pager *p, uint64_t page, uint32_t frame, int err)
 
     if (!err) {
         p->n.evicted++;
+        record_event_locked(p->record, page, RECORD_EVICT);
         touched = page_evict_done(&p->pages, page);
         frames_queue(&p->frames, frame);
     } else {
@@ -277,6 +278,7 @@ static void write_done(Pager *p, const WriteItem *it, unsigned n,
         for (unsigned i = 0; i < n; i++) {
             if (still_writing_locked(p, &it[i])) {
                 page_write_done(&p->pages, it[i].page, first + i);
+                record_event_locked(p->record, it[i].page, RECORD_STORE);
                 frame_unref(&p->frames, it[i].frame);
             } else {
                 unused[nunused++] = first + i;
@@ -546,9 +548,11 @@ static void writer_tick(void *opaque)
     int64_t now_ns = get_clock();
     bool armed = qatomic_read(&p->base.armed), releasing, full;
     uint64_t limit;
+    GArray *events;
 
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         account_limit_locked(p, now_ns);
+        events = record_take_locked(p->record);
         p->starved = false;
         releasing = p->releasing;
         full = p->store_full;
@@ -557,6 +561,9 @@ static void writer_tick(void *opaque)
             /* Try again; it is set again if it fails again. */
             p->write_error = false;
         }
+    }
+    if (events) {
+        record_write(p->record, events);
     }
     if (full && bsst_store_has_space(p->store)) {
         store_full_event(p, false);

@@ -316,6 +316,12 @@ static void swapper_complete(UserCreatable *uc, Error **errp)
         return;
     }
     s->pager->cluster = s->restore_cluster;
+    if (s->record) {
+        s->pager->record = record_new(s->record, errp);
+        if (!s->pager->record) {
+            return;
+        }
+    }
     if (s->path && !open_store_path(s, errp)) {
         return;
     }
@@ -388,6 +394,7 @@ static void swapper_finalize(Object *obj)
     }
     g_free(s->path);
     g_free(s->store_node);
+    g_free(s->record);
 }
 
 /* Properties */
@@ -424,6 +431,23 @@ static void set_store(Object *obj, const char *value, Error **errp)
     }
     g_free(s->store_node);
     s->store_node = g_strdup(value);
+}
+
+static char *get_record(Object *obj, Error **errp)
+{
+    return g_strdup(HOST_SWAPPER(obj)->record);
+}
+
+static void set_record(Object *obj, const char *value, Error **errp)
+{
+    HostSwapper *s = HOST_SWAPPER(obj);
+
+    if (s->pager) {
+        error_setg(errp, "x-record cannot be changed");
+        return;
+    }
+    g_free(s->record);
+    s->record = g_strdup(value);
 }
 
 static void get_size(Object *obj, Visitor *v, const char *name, void *opaque,
@@ -629,6 +653,9 @@ static void swapper_class_init(ObjectClass *oc, void *data)
         (void *)offsetof(HostSwapper, restore_cluster));
     object_class_property_set_description(oc, "restore-cluster",
         "Pages that one fault brings in at most");
+    object_class_property_add_str(oc, "x-record", get_record, set_record);
+    object_class_property_set_description(oc, "x-record",
+        "File to which what happens to pages is written");
 }
 
 static const TypeInfo host_swapper_info = {

@@ -30,6 +30,7 @@ struct HostSwapper {
     bool tesseract;
     uint32_t fault_threads;
     uint32_t restore_cluster;
+    char *record;
 
     /* From complete() on */
     Pager *pager;

@@ -235,6 +235,8 @@ static uint64_t load_take_locked(Pager *p, const Load *l, uint64_t mask,
             *wanted |= 1ull << i;
         } else {
             policy_event(&p->policy, &p->pages, page, POLICY_COME);
+            record_event_locked(p->record, page, l->restoring ? RECORD_RESTORE
+                                                              : RECORD_LOAD);
         }
         page_install_begin(&p->pages, page);
         taken |= 1ull << i;
@@ -544,6 +546,8 @@ static void fault_store_locked(PagerShard *sh, uint64_t page, bool is_write,
     }
     count_intercepted_locked(p, page, is_write);
     p->n.faults_store++;
+    record_event_locked(p->record, page, is_write ? RECORD_FAULT_WRITE
+                                                  : RECORD_FAULT_READ);
     l = load_begin_locked(sh, page, p->cluster, false, start_ns);
     page_set_flag(&p->pages, page, PAGE_FLAG_FAULTED);
     qemu_mutex_unlock(&p->lock);
@@ -585,6 +589,8 @@ void pager_fault(PagerShard *sh, void *addr, bool is_write, int64_t start_ns)
     case PAGE_LOADING:
         count_intercepted_locked(p, page, is_write);
         page_set_flag(&p->pages, page, PAGE_FLAG_FAULTED);
+        record_event_locked(p->record, page, is_write ? RECORD_FAULT_WRITE
+                                                      : RECORD_FAULT_READ);
         /* fall through */
     case PAGE_INSTALLING:
         /* Who installs wakes. */
@@ -594,6 +600,7 @@ void pager_fault(PagerShard *sh, void *addr, bool is_write, int64_t start_ns)
     case PAGE_WRITING:
         p->n.faults_victim++;
         lat = &p->lat_victim;
+        record_event_locked(p->record, page, RECORD_HIT);
         install_frame_locked(sh, page);
         break;
     case PAGE_ZERO:
@@ -603,6 +610,7 @@ void pager_fault(PagerShard *sh, void *addr, bool is_write, int64_t start_ns)
         }
         p->n.faults_zero++;
         lat = &p->lat_zero;
+        record_event_locked(p->record, page, RECORD_ZERO);
         install_zeroes_locked(sh, page, is_write);
         break;
     case PAGE_SWAPPED:

@@ -139,6 +139,7 @@ void pager_wait_transit_locked(Pager *p)
 /* What is in a slot, the caller references: the slot is in @c->slot then. */
 static inline void claim_one_locked(Pager *p, uint64_t page, BsstPageClaim *c)
 {
+    record_event_locked(p->record, page, RECORD_DISK_WRITE);
     switch (page_state(&p->pages, page)) {
     case PAGE_SWAPPED:
     case PAGE_LOADING:
@@ -214,6 +215,17 @@ static unsigned claim_run_locked(Pager *p, void *const *addr, BsstSlot *slot,
     return i;
 }
 
+static void record_claims_locked(Pager *p, void *const *addr, unsigned n)
+{
+    uint64_t page;
+
+    for (unsigned i = 0; i < n; i++) {
+        if (pager_lookup(p, addr[i], &page)) {
+            record_event_locked(p->record, page, RECORD_DISK_WRITE);
+        }
+    }
+}
+
 static bool pager_claim_slots(BsstPager *pager, void *const *addr,
                               BsstSlot *slot, unsigned n)
 {
@@ -226,6 +238,9 @@ static bool pager_claim_slots(BsstPager *pager, void *const *addr,
         if (!run) {
             return false;
         }
+    }
+    if (p->record) {
+        record_claims_locked(p, addr, n);
     }
     p->n.intercepted += n;
     bsst_slot_ref(p->store, slot, n);       /* P4: still under the page lock */
@@ -259,6 +274,7 @@ static void pager_absent(BsstPager *pager, void *const *addr, bool *absent,
         if (!pager_lookup(p, addr[i], &page)) {
             continue;
         }
+        record_event_locked(p->record, page, RECORD_DISK_READ);
         absent[i] = page_is_out(&p->pages, page);
     }
 }
@@ -304,6 +320,7 @@ static BsstSlot discard_one_locked(Pager *p, uint64_t page)
         break;
     }
     page_discard(&p->pages, page);
+    record_event_locked(p->record, page, RECORD_DISCARD);
     return slot;
 }
 
@@ -327,6 +344,7 @@ static unsigned discard_run_locked(Pager *p, uint64_t page, uint64_t end)
                  QEMU_MADV_DONTNEED);
     qemu_mutex_lock(&p->lock);
     for (unsigned i = 0; i < n; i++) {
+        record_event_locked(p->record, page + i, RECORD_DISCARD);
         if (page_evict_refused(&p->pages, page + i, true)) {
             pager_touch_locked(p, page + i);
         }
@@ -570,6 +588,7 @@ static void pager_free(BsstPager *pager)
 
     frames_destroy(&p->frames);
     page_table_destroy(&p->pages);
+    record_free(p->record);
     for (unsigned i = 0; i < p->nshards; i++) {
         g_array_unref(p->shard[i].restore);
     }

@@ -8,6 +8,7 @@
  *   evict.c     the way out: choose, move to frames, write to the store
  *   restore.c   coming back without being asked for
  *   arm.c       taking guest RAM under control, and letting it go
+ *   record.c    writing down what happens
  *
  * Lock order: region lock, page lock, the store's lock, which is a leaf.  The
  * page lock is never held across an ioctl or I/O.  The region lock keeps the
@@ -34,6 +35,7 @@
 #include "qapi/qapi-types-host-swapper.h"
 #include "qemu/coroutine.h"
 #include "qemu/thread.h"
+#include "record.h"
 #include "system/iothread.h"
 
 /* Pages that are restored or populated together at most, aligned. */
@@ -96,6 +98,7 @@ struct Pager {
     QEMUTimer *tick;            /* writer thread */
     int pagemap_fd;
     void *zeroes;               /* PAGER_WINDOW pages */
+    Record *record;             /* or NULL */
 
     QemuMutex region_lock;
 
