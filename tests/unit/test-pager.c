@@ -574,6 +574,33 @@ static void test_written(Fixture *f)
     check_all(f);
 }
 
+/* Who left together with a page that was written comes back with it. */
+static void test_written_neighbours(Fixture *f)
+{
+    const BsstPagerOps *ops = f->p->base.ops;
+    void *addr = page_at(f, PAGER_WINDOW + 3);
+    BsstPageClaim c;
+
+    put_all(f, 1);
+    evict(f, 0, f->npages, true);
+    ops->claim(&f->p->base, &addr, &c, 1);
+    ops->written(&f->p->base, &addr, 1);
+    while (count(f, PAGE_RESIDENT) < PAGER_WINDOW) {
+        run_main_loop(1);
+    }
+    /* In one request, and not what is in other windows */
+    g_assert_cmpuint(counters(f).swap_in_requests, ==, 1);
+    g_assert_cmpuint(count(f, PAGE_RESIDENT), ==, PAGER_WINDOW);
+    for (uint64_t i = 0; i < PAGER_WINDOW; i++) {
+        g_assert(present(f, PAGER_WINDOW + i));
+    }
+    g_assert_cmpuint(counters(f).intercepted_restored, ==, 1);
+    g_assert_cmpuint(counters(f).intercepted_restore_pages, ==, PAGER_WINDOW);
+    g_assert_cmpuint(counters(f).faults_store, ==, 0);
+    bsst_slot_unref(f->store, &c.slot, 1);
+    check_all(f);
+}
+
 static void test_discard(Fixture *f)
 {
     uint64_t third = f->npages / 3;
@@ -864,6 +891,8 @@ static const Case test_case[] = {
     { "/pager/install/load", test_install_under_load,
       { 64 * MiB, 256 * MiB } },
     { "/pager/written", test_written, { 1 * MiB, 64 * MiB } },
+    { "/pager/written-neighbours", test_written_neighbours,
+      { 1 * MiB, 64 * MiB } },
     { "/pager/discard/states", test_discard, { 4 * MiB, 64 * MiB } },
     { "/pager/discard/races", test_discard_races, { 64 * MiB, 256 * MiB } },
     { "/pager/discard/populate", test_discard_populate,
