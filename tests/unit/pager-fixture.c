@@ -9,6 +9,7 @@
 #include "block/aio.h"
 #include "block/aio-wait.h"
 #include "block/block.h"
+#include "bsst-watchdog.h"
 #include "hw/swapper/uffd.h"
 #include "pager-fixture.h"
 #include "qapi/error.h"
@@ -24,21 +25,7 @@ uint32_t seed;
 unsigned load_seconds = 2;
 unsigned slower = 1;
 
-static const char *current_test;
-
-static void watchdog(int sig)
-{
-    static const char text[] = "\nwatchdog: hangs: ";
-
-    if (write(STDERR_FILENO, text, sizeof(text) - 1) < 0 ||
-        write(STDERR_FILENO, current_test, strlen(current_test)) < 0 ||
-        write(STDERR_FILENO, "\n", 1) < 0) {
-        /* we tried */
-    }
-    abort();
-}
-
-/* Also registers the watchdog.  Tells in *@skip what is missing. */
+/* Also starts the watchdog.  Tells in *@skip what is missing. */
 static bool setup(Fixture *f, const Setup *s, const char *name, char **skip)
 {
     BlockdevAioOptions aio =
@@ -49,8 +36,7 @@ static bool setup(Fixture *f, const Setup *s, const char *name, char **skip)
     Error *err = NULL;
 
     *f = (Fixture) { .npages = PAGES(s->ram_bytes) };
-    current_test = name;
-    alarm(WATCHDOG_S * slower);
+    watchdog_begin(name, WATCHDOG_S * slower);
 
     f->dir = g_dir_make_tmp("bsst-test-pager-XXXXXX", NULL);
     g_assert_nonnull(f->dir);
@@ -138,7 +124,7 @@ static void teardown(Fixture *f)
     g_free(f->path);
     g_free(f->dir);
     g_free(f->gen);
-    alarm(0);
+    watchdog_end();
 }
 
 /* Patterns */
@@ -279,7 +265,6 @@ static void unavailable(const void *opaque)
 
 int pager_test_main(int argc, char **argv, const Case *test_case, size_t n)
 {
-    struct sigaction action = { .sa_handler = watchdog };
     const char *env;
     Error *err = NULL;
     g_autofree char *why = NULL;
@@ -297,7 +282,7 @@ int pager_test_main(int argc, char **argv, const Case *test_case, size_t n)
     env = g_getenv("BSST_TEST_SLOWER");
     slower = env ? g_ascii_strtoull(env, NULL, 0) : slower;
     g_test_message("BSST_TEST_SEED=%u", seed);
-    sigaction(SIGALRM, &action, NULL);
+    watchdog_init();
 
     fd = uffd_swapper_open(false, &err);
     if (fd < 0) {

@@ -26,6 +26,7 @@
 #include "block/aio.h"
 #include "block/aio-wait.h"
 #include "block/block.h"
+#include "bsst-watchdog.h"
 #include "hw/swapper/pager.h"
 #include "hw/swapper/uffd.h"
 #include "qapi/error.h"
@@ -59,7 +60,6 @@
 
 static uint32_t seed;
 static unsigned seconds = 2;
-static const char *current_test;
 
 /* What happened lately, for reports */
 
@@ -1219,18 +1219,6 @@ static void guests_free(Stress *s)
 
 /* Set up */
 
-static void watchdog(int sig)
-{
-    static const char text[] = "\nwatchdog: hangs: ";
-
-    if (write(STDERR_FILENO, text, sizeof(text) - 1) < 0 ||
-        write(STDERR_FILENO, current_test, strlen(current_test)) < 0 ||
-        write(STDERR_FILENO, "\n", 1) < 0) {
-        /* we tried */
-    }
-    abort();
-}
-
 static void put_file(QDict *opts, const char *prefix, const char *path,
                      const char *aio, bool direct)
 {
@@ -1630,8 +1618,7 @@ static void run_case(const void *opaque)
     Stress s = { .aio = c->aio };
     File f;
 
-    current_test = c->name;
-    alarm(WATCHDOG_S + 2 * seconds);
+    watchdog_begin(c->name, WATCHDOG_S + 2 * seconds);
     event_log = g_new0(Event, EVENTS);
     event_next = 0;
     if (setup(&s, c->ram_mib * MiB, c->disk_mib * MiB, c->store_mib * MiB,
@@ -1655,7 +1642,7 @@ static void run_case(const void *opaque)
     g_free(s.dir);
     g_rand_free(s.rand);
     g_free(event_log);
-    alarm(0);
+    watchdog_end();
 }
 
 /*
@@ -1755,8 +1742,6 @@ static void unavailable(const void *opaque)
 
 int main(int argc, char **argv)
 {
-    struct sigaction action = { .sa_handler = watchdog };
-    sigset_t alarms;
     g_autofree char *why = NULL;
     const char *env;
     Error *err = NULL;
@@ -1772,11 +1757,7 @@ int main(int argc, char **argv)
     env = g_getenv("BSST_TEST_SECONDS");
     seconds = env ? g_ascii_strtoull(env, NULL, 0) : seconds;
     g_test_message("BSST_TEST_SEED=%u", seed);
-    sigaction(SIGALRM, &action, NULL);
-    /* The main loop has blocked it. */
-    sigemptyset(&alarms);
-    sigaddset(&alarms, SIGALRM);
-    pthread_sigmask(SIG_UNBLOCK, &alarms, NULL);
+    watchdog_init();
 
     fd = uffd_swapper_open(false, &err);
     if (fd < 0) {
