@@ -22,6 +22,7 @@ help:
 	@echo 'make bench-fsync            what an fsync costs with bsst=on'
 	@echo 'make bench-recovery         opening a store with ten million indirections'
 	@echo 'make bench-no-pressure      what bsst costs where it is not needed'
+	@echo 'make bench-defrag           what defragmentation gives back, on this disk and a slow one'
 	@echo 'make bench-defrag-sim       what defragmentation would move, in recorded histories'
 	@echo 'make soak N=20              that many demos in a row'
 	@echo 'make policy-sim             compare ways to choose pages, on records of guests'

@@ -253,6 +253,26 @@ static void test_young(void)
     world_cleanup(&w);
 }
 
+/*
+ * Exactly after the horizon a guest counts as quiet; and a look at what lives
+ * tells the life table.
+ */
+static void test_quiet(void)
+{
+    World w;
+
+    world_init(&w);
+    w.now_ns = w.now_ns / TICK_NS * TICK_NS;
+    world_indirect(&w, 0, 10);
+    w.now_ns += (HORIZON - 1) * TICK_NS;
+    assert_verdict(&w, false, DEFRAG_WAIT);
+    g_assert_cmpfloat(w.plan->life.exposure[0], ==, 10 * 16);
+    g_assert_cmpfloat(w.plan->life.passed[5], ==, 10);
+    w.now_ns += TICK_NS;
+    assert_run(&w, false, 0, 256, 0, 10, 10);
+    world_cleanup(&w);
+}
+
 /* A job becomes a forced one while its search is on its way. */
 static void test_force_later(void)
 {
@@ -1136,6 +1156,7 @@ int main(int argc, char **argv)
     g_test_add_func("/defrag-plan/order", test_order);
     g_test_add_func("/defrag-plan/last-block", test_last_block);
     g_test_add_func("/defrag-plan/young", test_young);
+    g_test_add_func("/defrag-plan/quiet", test_quiet);
     g_test_add_func("/defrag-plan/force-later", test_force_later);
     g_test_add_func("/defrag-plan/mixed-ages", test_mixed_ages);
     g_test_add_func("/defrag-plan/unknown", test_unknown);
