@@ -73,9 +73,10 @@ static void test_rotation(void)
     d = disk_new(false);
     g_assert_cmpint(disk_serve(&d, 10200000, 1000, false, 11 * MS), ==,
                     22 * MS + 10000);
+    /* What is nearer than this is reached by reading over what is between */
     for (unsigned i = 0; i < 1000; i++) {
         int64_t now_ns = i * 777 * MS / 10, ns;
-        uint64_t offset = g_random_int_range(1, 900) * MB;
+        uint64_t offset = g_random_int_range(2, 900) * MB;
 
         d = disk_new(false);
         ns = disk_serve(&d, offset, 0, false, now_ns) - now_ns;
