@@ -9,6 +9,7 @@
 #include "block/aio.h"
 #include "block/aio-wait.h"
 #include "block/block.h"
+#include "bsst-seed.h"
 #include "bsst-watchdog.h"
 #include "hw/swapper/uffd.h"
 #include "pager-fixture.h"
@@ -275,13 +276,11 @@ int pager_test_main(int argc, char **argv, const Case *test_case, size_t n)
     qemu_init_main_loop(&error_abort);
     g_test_init(&argc, &argv, NULL);
 
-    env = g_getenv("BSST_TEST_SEED");
-    seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
+    seed = bsst_test_seed();
     env = g_getenv("BSST_TEST_SECONDS");
     load_seconds = env ? g_ascii_strtoull(env, NULL, 0) : load_seconds;
     env = g_getenv("BSST_TEST_SLOWER");
     slower = env ? g_ascii_strtoull(env, NULL, 0) : slower;
-    g_test_message("BSST_TEST_SEED=%u", seed);
     watchdog_init();
 
     fd = uffd_swapper_open(false, &err);

@@ -14,6 +14,7 @@
 #include "qapi/error.h"
 #include "qemu/bswap.h"
 #include "qemu/main-loop.h"
+#include "bsst-seed.h"
 
 #define RUNS        20000
 #define CHANGES     200
@@ -206,12 +207,9 @@ static void test_bound(void)
 
 int main(int argc, char **argv)
 {
-    const char *env = g_getenv("BSST_TEST_SEED");
-
     qemu_init_main_loop(&error_abort);
     g_test_init(&argc, &argv, NULL);
-    seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
-    g_test_message("BSST_TEST_SEED=%u", seed);
+    seed = bsst_test_seed();
     g_test_add_func("/bsst-open/corpus", test_corpus);
     g_test_add_func("/bsst-open/bound", test_bound);
     g_test_add_func("/bsst-open/random", test_random);

@@ -26,6 +26,7 @@
 #include "block/aio.h"
 #include "block/aio-wait.h"
 #include "block/block.h"
+#include "bsst-seed.h"
 #include "bsst-watchdog.h"
 #include "hw/swapper/pager.h"
 #include "hw/swapper/uffd.h"
@@ -1752,11 +1753,9 @@ int main(int argc, char **argv)
     qemu_init_main_loop(&error_abort);
     g_test_init(&argc, &argv, NULL);
 
-    env = g_getenv("BSST_TEST_SEED");
-    seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
+    seed = bsst_test_seed();
     env = g_getenv("BSST_TEST_SECONDS");
     seconds = env ? g_ascii_strtoull(env, NULL, 0) : seconds;
-    g_test_message("BSST_TEST_SEED=%u", seed);
     watchdog_init();
 
     fd = uffd_swapper_open(false, &err);

@@ -10,6 +10,7 @@
 #include "qemu/osdep.h"
 #include <math.h>
 #include "bsst/defrag-life.h"
+#include "bsst-seed.h"
 
 #define HORIZON DEFRAG_TICKS(10000000000LL)
 
@@ -238,11 +239,8 @@ static void test_calm(void)
 
 int main(int argc, char **argv)
 {
-    const char *env = g_getenv("BSST_TEST_SEED");
-
     g_test_init(&argc, &argv, NULL);
-    seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
-    g_test_message("BSST_TEST_SEED=%u", seed);
+    seed = bsst_test_seed();
 
     g_test_add_func("/defrag-life/bins", test_bins);
     g_test_add_func("/defrag-life/counts", test_counts);

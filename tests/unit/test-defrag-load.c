@@ -10,6 +10,7 @@
 
 #include "qemu/osdep.h"
 #include "bsst/defrag-load.h"
+#include "bsst-seed.h"
 
 #define US      INT64_C(1000)
 #define MS      INT64_C(1000000)
@@ -246,11 +247,8 @@ static void test_disturbed(void)
 
 int main(int argc, char **argv)
 {
-    const char *s = g_getenv("BSST_TEST_SEED");
-
     g_test_init(&argc, &argv, NULL);
-    seed = s ? g_ascii_strtoull(s, NULL, 0) : g_random_int();
-    g_test_message("BSST_TEST_SEED=%u", seed);
+    seed = bsst_test_seed();
     g_test_add_func("/defrag-load/percentile", test_percentile);
     g_test_add_func("/defrag-load/share", test_share);
     g_test_add_func("/defrag-load/idle", test_idle);

@@ -16,6 +16,7 @@
 #include <time.h>
 #include "bsst/defrag-plan.h"
 #include "../../block/defrag-plan-int.h"
+#include "bsst-seed.h"
 
 #define MS      1000000LL
 #define SEC     (1000 * MS)
@@ -1146,11 +1147,8 @@ static void test_perf(void)
 
 int main(int argc, char **argv)
 {
-    const char *env = g_getenv("BSST_TEST_SEED");
-
     g_test_init(&argc, &argv, NULL);
-    seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
-    g_test_message("BSST_TEST_SEED=%u", seed);
+    seed = bsst_test_seed();
 
     g_test_add_func("/defrag-plan/empty", test_empty);
     g_test_add_func("/defrag-plan/order", test_order);

@@ -11,6 +11,7 @@
 #include "qemu/osdep.h"
 #include <time.h>
 #include "bsst/durable-map.h"
+#include "bsst-seed.h"
 
 #define NBLOCKS     160u
 #define MAX_RUN     24u
@@ -621,11 +622,8 @@ static void test_perf_restore(void)
 
 int main(int argc, char **argv)
 {
-    const char *env = g_getenv("BSST_TEST_SEED");
-
     g_test_init(&argc, &argv, NULL);
-    seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
-    g_test_message("BSST_TEST_SEED=%u", seed);
+    seed = bsst_test_seed();
 
     g_test_add_func("/durable-map/empty", test_empty);
     g_test_add_func("/durable-map/swap-block", test_swap_block);

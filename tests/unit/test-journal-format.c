@@ -10,6 +10,7 @@
 #include "qemu/osdep.h"
 #include "bsst/bsst-format.h"
 #include "bsst/journal-format.h"
+#include "bsst-seed.h"
 
 #define BLOCK_BYTES     BSST_JOURNAL_BLOCK_BYTES
 #define MAX_GENERATION  9u
@@ -377,11 +378,8 @@ static void test_checkpoint(void)
 
 int main(int argc, char **argv)
 {
-    const char *env = g_getenv("BSST_TEST_SEED");
-
     g_test_init(&argc, &argv, NULL);
-    seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
-    g_test_message("BSST_TEST_SEED=%u", seed);
+    seed = bsst_test_seed();
 
     g_test_add_func("/journal-format/round-trip", test_round_trip);
     g_test_add_func("/journal-format/layout", test_layout);

@@ -15,6 +15,7 @@
 #include <fcntl.h>
 #include <sys/wait.h>
 #include "bsst/page-state.h"
+#include "bsst-seed.h"
 
 #define NPAGES      64
 #define STEPS       200000
@@ -317,11 +318,8 @@ static void test_names(void)
 
 int main(int argc, char **argv)
 {
-    const char *env = g_getenv("BSST_TEST_SEED");
-
     g_test_init(&argc, &argv, NULL);
-    seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
-    g_test_message("BSST_TEST_SEED=%u", seed);
+    seed = bsst_test_seed();
 
     g_test_add_func("/page-state/names", test_names);
     g_test_add_func("/page-state/legal", test_legal);

@@ -9,6 +9,7 @@
 
 #include "qemu/osdep.h"
 #include "bsst/record-batch.h"
+#include "bsst-seed.h"
 
 #define NONE        BSST_SLOT_NONE
 #define LAST_MAP    (BSST_RECORD_BATCH_MAPS - 1)
@@ -212,11 +213,8 @@ static void test_perf(void)
 
 int main(int argc, char **argv)
 {
-    const char *env = g_getenv("BSST_TEST_SEED");
-
     g_test_init(&argc, &argv, NULL);
-    seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
-    g_test_message("BSST_TEST_SEED=%u", seed);
+    seed = bsst_test_seed();
 
     g_test_add_func("/record-batch/empty", test_empty);
     g_test_add_func("/record-batch/edges", test_edges);

@@ -9,6 +9,7 @@
 
 #include "qemu/osdep.h"
 #include "bsst/slot-table.h"
+#include "bsst-seed.h"
 
 typedef struct Cell {
     uint32_t refs;
@@ -592,11 +593,8 @@ static void test_perf(void)
 
 int main(int argc, char **argv)
 {
-    const char *env = g_getenv("BSST_TEST_SEED");
-
     g_test_init(&argc, &argv, NULL);
-    seed = env ? g_ascii_strtoull(env, NULL, 0) : g_random_int();
-    g_test_message("BSST_TEST_SEED=%u", seed);
+    seed = bsst_test_seed();
 
     g_test_add_func("/slot-table/next-fit", test_next_fit);
     g_test_add_func("/slot-table/run-across-cursor", test_run_across_cursor);
