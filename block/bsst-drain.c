@@ -32,18 +32,6 @@ typedef struct BsstDrainTask {
     unsigned n;
 } BsstDrainTask;
 
-static int coroutine_fn GRAPH_RDLOCK bsst_co_drain_chunk(BlockDriverState *bs,
-                                                         uint64_t block,
-                                                         unsigned n)
-{
-    BDRVBsstState *s = bs->opaque;
-    BsstMoveResult res;
-    int ret = bsst_co_move_out(bs, block, n, NULL, &res);
-
-    stat64_add(&s->drain_errors, res.failed);
-    return ret;
-}
-
 /*
  * The task's coroutine is not the one that holds the graph lock, but its
  * creator holds it until all tasks have ended.
@@ -51,8 +39,12 @@ static int coroutine_fn GRAPH_RDLOCK bsst_co_drain_chunk(BlockDriverState *bs,
 static int coroutine_fn GRAPH_RDLOCK bsst_co_drain_task(AioTask *task)
 {
     BsstDrainTask *t = container_of(task, BsstDrainTask, task);
+    BDRVBsstState *s = t->bs->opaque;
+    BsstMoveResult res;
+    int ret = bsst_co_move_out(t->bs, t->block, t->n, NULL, &res);
 
-    return bsst_co_drain_chunk(t->bs, t->block, t->n);
+    stat64_add(&s->drain_errors, res.failed);
+    return ret;
 }
 
 static void bsst_drain_progress(BlockDriverState *bs, size_t all,
