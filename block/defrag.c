@@ -1,5 +1,6 @@
 /*
- * Jobs that move blocks of a bsst node out of the store: bsst-defrag, bsst-drain
+ * Jobs that move blocks of a bsst node out of the store: bsst-defrag and
+ * bsst-drain
  *
  * A job goes through the map, from the disk's beginning to its end, and moves
  * what is indirected, in batches of chunks that are in flight together.  How a
@@ -16,7 +17,8 @@
  * The guest's flushes do that; if they are rare, the job flushes itself.
  *
  * bsst-drain ends when nothing is indirected any more and the image's guard has
- * been taken away.  While it exists writes make no new indirections, so it ends.
+ * been taken away.  While it exists writes make no new indirections, so it
+ * ends.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -49,7 +51,7 @@ typedef struct BsstJob {
     BlockDriverState *bs;
     BlockdevOnError on_error;
     BsstDefragMode mode;
-    bool drain;                 /* bsst-drain, which has BSST_DEFRAG_MODE_GUEST */
+    bool drain;                 /* bsst-drain; the mode is then GUEST */
     bool hold;
     bool continuous;
     bool force;                 /* or ask the planner what is worth it */
@@ -429,22 +431,26 @@ static BlockDriverState *job_find_node(const char *name, Error **errp)
     return bs;
 }
 
-static BsstJob *job_create_for(const char *job_id, const char *node,
-                               const BlockJobDriver *driver, int64_t speed,
-                               BlockdevOnError on_error, bool auto_finalize,
-                               bool auto_dismiss, Error **errp)
+static BsstJob *job_create_for(const BsstJobOptions *o,
+                               const BlockJobDriver *driver, Error **errp)
 {
-    int flags = (auto_finalize ? 0 : JOB_MANUAL_FINALIZE) |
-                (auto_dismiss ? 0 : JOB_MANUAL_DISMISS);
-    BlockDriverState *bs = job_find_node(node, errp);
+    int flags = 0;
+    BlockDriverState *bs = job_find_node(o->node, errp);
     BDRVBsstState *s;
     BsstJob *j;
 
     if (!bs) {
         return NULL;
     }
-    j = block_job_create(job_id, driver, NULL, bs, BLK_PERM_WRITE_UNCHANGED,
-                         BLK_PERM_ALL, speed, flags, NULL, NULL, errp);
+    if (o->has_auto_finalize && !o->auto_finalize) {
+        flags |= JOB_MANUAL_FINALIZE;
+    }
+    if (o->has_auto_dismiss && !o->auto_dismiss) {
+        flags |= JOB_MANUAL_DISMISS;
+    }
+    j = block_job_create(o->job_id, driver, NULL, bs, BLK_PERM_WRITE_UNCHANGED,
+                         BLK_PERM_ALL, o->has_speed ? o->speed : 0, flags,
+                         NULL, NULL, errp);
     if (!j) {
         return NULL;
     }
@@ -452,34 +458,24 @@ static BsstJob *job_create_for(const char *job_id, const char *node,
     assert(!s->job);
     bsst_defrag_set_job(bs, &j->common);
     j->bs = bs;
-    j->on_error = on_error;
+    j->on_error = o->has_on_error ? o->on_error : BLOCKDEV_ON_ERROR_REPORT;
     j->limit = BSST_SLOT_NONE;
     /* A move waits for a change of the size, and the other way round. */
     bdrv_op_unblock(bs, BLOCK_OP_TYPE_RESIZE, j->common.blocker);
     return j;
 }
 
-void qmp_bsst_defrag(const char *job_id, const char *node,
-                     BsstDefragMode mode, bool has_force, bool force,
-                     bool has_continuous, bool continuous,
-                     bool has_speed, int64_t speed,
-                     bool has_on_error, BlockdevOnError on_error,
-                     bool has_auto_finalize, bool auto_finalize,
-                     bool has_auto_dismiss, bool auto_dismiss, Error **errp)
+void qmp_bsst_defrag(BsstDefragOptions *o, Error **errp)
 {
-    BsstJob *j = job_create_for(job_id, node, &bsst_defrag_driver,
-                                has_speed ? speed : 0,
-                                has_on_error ? on_error
-                                             : BLOCKDEV_ON_ERROR_REPORT,
-                                !has_auto_finalize || auto_finalize,
-                                !has_auto_dismiss || auto_dismiss, errp);
+    BsstJob *j = job_create_for(qapi_BsstDefragOptions_base(o),
+                                &bsst_defrag_driver, errp);
 
     if (!j) {
         return;
     }
-    j->mode = mode;
-    j->continuous = has_continuous && continuous;
-    j->force = has_force ? force : !j->continuous;
+    j->mode = o->mode;
+    j->continuous = o->has_continuous && o->continuous;
+    j->force = o->has_force ? o->force : !j->continuous;
     if (!j->force) {
         bsst_defrag_observe(job_state(j));
     }
@@ -487,18 +483,10 @@ void qmp_bsst_defrag(const char *job_id, const char *node,
     job_start(&j->common.job);
 }
 
-void qmp_bsst_drain(const char *job_id, const char *node,
-                    bool has_hold, bool hold, bool has_speed, int64_t speed,
-                    bool has_on_error, BlockdevOnError on_error,
-                    bool has_auto_finalize, bool auto_finalize,
-                    bool has_auto_dismiss, bool auto_dismiss, Error **errp)
+void qmp_bsst_drain(BsstDrainOptions *o, Error **errp)
 {
-    BsstJob *j = job_create_for(job_id, node, &bsst_drain_driver,
-                                has_speed ? speed : 0,
-                                has_on_error ? on_error
-                                             : BLOCKDEV_ON_ERROR_REPORT,
-                                !has_auto_finalize || auto_finalize,
-                                !has_auto_dismiss || auto_dismiss, errp);
+    BsstJob *j = job_create_for(qapi_BsstDrainOptions_base(o),
+                                &bsst_drain_driver, errp);
 
     if (!j) {
         return;
@@ -506,7 +494,7 @@ void qmp_bsst_drain(const char *job_id, const char *node,
     j->mode = BSST_DEFRAG_MODE_GUEST;
     j->drain = true;
     j->force = true;
-    j->hold = has_hold && hold;
+    j->hold = o->has_hold && o->hold;
     qatomic_set(&job_state(j)->draining, true);
     trace_bsst_job_start(j, j->bs, "drain");
     job_start(&j->common.job);

@@ -288,16 +288,28 @@ static void end(Fixture *f)
 static void start_job(Fixture *f, BsstDefragMode mode, bool dismiss,
                       Error **errp)
 {
-    qmp_bsst_defrag("j", bdrv_get_node_name(blk_bs(f->blk)), mode, false,
-                    false, false, false, false, 0, false, 0, false, false,
-                    true, dismiss, errp);
+    BsstDefragOptions o = {
+        .job_id = (char *)"j",
+        .node = (char *)bdrv_get_node_name(blk_bs(f->blk)),
+        .mode = mode,
+        .has_auto_dismiss = true,
+        .auto_dismiss = dismiss,
+    };
+
+    qmp_bsst_defrag(&o, errp);
 }
 
 /* It stays where it is until it is finalized, and then dismissed. */
-static void start_drain(Fixture *f, Error **errp)
+static void start_drain(Fixture *f, const char *id, Error **errp)
 {
-    qmp_bsst_drain("j", bdrv_get_node_name(blk_bs(f->blk)), false, false,
-                   false, 0, false, 0, true, false, true, false, errp);
+    BsstDrainOptions o = {
+        .job_id = (char *)id,
+        .node = (char *)bdrv_get_node_name(blk_bs(f->blk)),
+        .has_auto_finalize = true,
+        .has_auto_dismiss = true,
+    };
+
+    qmp_bsst_drain(&o, errp);
 }
 
 /* Requests */
@@ -662,8 +674,7 @@ static void test_second_job(void)
         gate_hold(moves[k].step);
         start_job(f, moves[k].mode, true, &error_abort);
         poll_until(held, NULL);
-        qmp_bsst_drain("k", bdrv_get_node_name(blk_bs(f->blk)), false, false,
-                       false, 0, false, 0, false, false, false, false, &err);
+        start_drain(f, "k", &err);
         error_free_or_abort(&err);
         gate_release();
         poll_until(job_is_gone, NULL);
@@ -778,7 +789,7 @@ static void test_drain_end(void)
 
     begin(f, "off");
     gate_hold(STEP_STORE_FLUSH);
-    start_drain(f, &error_abort);
+    start_drain(f, "j", &error_abort);
     poll_until(held, NULL);
     r.f = f;
     r.prepare(f);
