@@ -51,6 +51,8 @@
 #define IDLE_IO         16
 /* Blocks that are not indirected within a run that is moved in one go */
 #define RUN_GAP         16
+/* Blocks that the planner looks at with the lock held, before a query */
+#define CATCH_UP        4096
 /* How often the planner is asked in one go */
 #define PLAN_TRIES      64
 
@@ -627,11 +629,13 @@ typedef struct AutoQuery {
 static void coroutine_fn auto_co_query(void *opaque)
 {
     AutoQuery *q = opaque;
+    DefragPlan *plan = q->s->plan;
+    bool ready = !plan;
 
-    WITH_QEMU_LOCK_GUARD(&q->s->image->lock) {
-        if (q->s->plan) {
-            defrag_plan_stats(q->s->plan, &q->stats);
-        }
+    while (!ready) {
+        QEMU_LOCK_GUARD(&q->s->image->lock);
+        ready = defrag_plan_catch_up(plan, CATCH_UP);
+        defrag_plan_stats(plan, &q->stats);
     }
     q->done = true;
     aio_wait_kick();

@@ -2,7 +2,8 @@
  * Defragmentation planner: what its files share
  *
  *   defrag-life.c      how long entries live
- *   defrag-regions.c   what was observed of each region: births, deaths, moves
+ *   defrag-queue.c     what was observed, and has not been looked at yet
+ *   defrag-regions.c   what it says of each region: births, deaths, moves
  *   defrag-plan.c      which blocks next
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
@@ -23,6 +24,9 @@
 
 /* No block is ripe before this age. */
 #define MIN_AGE         (DEFRAG_SECOND + 1)
+
+/* A power of two */
+#define DEFRAG_QUEUE_LEN 1024
 
 /* Regions that were read split and are looked at first, at most */
 #define MAX_SPLIT       64
@@ -48,7 +52,28 @@ typedef struct DefragRegion {
     bool split;                 /* was read split since it was looked at */
 } DefragRegion;
 
+typedef enum DefragEventKind {
+    DEFRAG_EVENT_INDIRECTED,
+    DEFRAG_EVENT_OVERWRITTEN,
+    DEFRAG_EVENT_DISCARDED,
+    DEFRAG_EVENT_MOVED,
+    DEFRAG_EVENT_READ_SPLIT,
+} DefragEventKind;
+
+/* An observation: see the function of that name in bsst/defrag-plan.h */
+typedef struct DefragEvent {
+    uint64_t block, n;          /* at least one */
+    int64_t now_ns;
+    DefragEventKind kind;
+} DefragEvent;
+
 struct DefragPlan {
+    DefragEvent *queue;         /* a ring of DEFRAG_QUEUE_LEN */
+    unsigned queue_head;        /* the oldest; modulo DEFRAG_QUEUE_LEN */
+    unsigned queue_len;
+    int64_t watch_end_ns;       /* as of the newest event */
+
+    /* All else is as of the oldest */
     GHashTable *regions;        /* of DefragRegion, by &index */
     GPtrArray *array;           /* the same, for going round */
     size_t hand;                /* in the array: what is looked at next */
@@ -57,7 +82,6 @@ struct DefragPlan {
     int64_t tick;               /* now */
     int64_t event;              /* tick of the last birth or death */
     int64_t fade;               /* how often counts have faded by now */
-    int64_t watch_end_ns;
 
     DefragLife life;            /* of all entries of the image */
     int64_t rated;              /* tick of its last update, or earlier */
@@ -81,6 +105,9 @@ static inline void defrag_bit_put(uint64_t *bits, unsigned i, bool value)
 }
 
 /* defrag-regions.c */
+
+/* Account for @e, all before it being accounted for. */
+void defrag_apply(DefragPlan *p, const DefragEvent *e);
 
 /* It is @now_ns: let counts fade, and rates be of the last second. */
 void defrag_set_now(DefragPlan *p, int64_t now_ns);

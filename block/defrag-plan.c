@@ -22,6 +22,8 @@
 
 /* How many regions one call looks at */
 #define LOOK            8
+/* How many observed blocks it accounts for before that */
+#define CATCH_UP        1024
 #define MIN_WAIT_NS     100000000
 
 /* How a search looks at one region. */
@@ -241,6 +243,9 @@ static DefragVerdict plan_next(DefragPlan *p, const IndirectMap *map,
     uint64_t index;
     bool all;
 
+    if (!defrag_plan_catch_up(p, CATCH_UP)) {
+        return DEFRAG_AGAIN;
+    }
     defrag_set_now(p, now_ns);
     all = mode->force || p->tick - p->event >= HORIZON;
     if (all && c->held) {
@@ -352,8 +357,8 @@ void defrag_plan_state(const DefragPlan *p, DefragState *state)
 
     *state = (DefragState) {
         .regions = p->array->len,
-        .bytes = sizeof(*p) + p->array->len *
-                 (sizeof(DefragRegion) + 5 * sizeof(void *)),
+        .bytes = sizeof(*p) + DEFRAG_QUEUE_LEN * sizeof(*p->queue) +
+                 p->array->len * (sizeof(DefragRegion) + 5 * sizeof(void *)),
         .last_1s = permille_left(defrag_life_hazard(life, DEFRAG_SECOND)),
         .last_10s = permille_left(defrag_life_hazard(life, 10 * DEFRAG_SECOND)),
         .last_60s = permille_left(defrag_life_hazard(life, 60 * DEFRAG_SECOND)),

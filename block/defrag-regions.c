@@ -22,8 +22,8 @@
  * The past fades: counts are halved every 275 s.
  *
  * Cost: an event looks its region up in a hash table and touches each of its
- * blocks once.  Exposure of what lives on is added up when the planner looks at
- * the region.
+ * blocks once; therefore it waits for a good time (defrag-queue.c).  Exposure of
+ * what lives on is added up when the planner looks at the region.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -230,6 +230,7 @@ DefragPlan *defrag_plan_new(size_t max_regions)
 {
     DefragPlan *p = g_new0(DefragPlan, 1);
 
+    p->queue = g_new(DefragEvent, DEFRAG_QUEUE_LEN);
     p->regions = g_hash_table_new(g_int64_hash, g_int64_equal);
     p->array = g_ptr_array_new_with_free_func(NULL);
     p->max_regions = max_regions ?: DEFRAG_MAX_REGIONS;
@@ -245,11 +246,12 @@ void defrag_plan_free(DefragPlan *p)
         }
         g_ptr_array_free(p->array, true);
         g_hash_table_destroy(p->regions);
+        g_free(p->queue);
         g_free(p);
     }
 }
 
-/* Observations */
+/* Events */
 
 /* Block @i of @r, live or moved, has been overwritten or discarded. */
 static void region_die(DefragPlan *p, DefragRegion *r, unsigned i,
@@ -314,9 +316,6 @@ static void plan_die(DefragPlan *p, uint64_t block, uint64_t n,
     uint64_t last = (block + n - 1) / REGION_BLOCKS;
     unsigned from, to;
 
-    if (!n) {
-        return;
-    }
     if (last - first >= p->array->len) {
         for (size_t k = 0; k < p->array->len; k++) {
             DefragRegion *r = g_ptr_array_index(p->array, k);
@@ -340,19 +339,16 @@ static void plan_die(DefragPlan *p, uint64_t block, uint64_t n,
     }
 }
 
-void defrag_plan_indirected(DefragPlan *p, uint64_t block, uint64_t n,
-                            int64_t now_ns)
+static void apply_indirected(DefragPlan *p, const DefragEvent *e)
 {
-    uint64_t end = block + n;
+    uint64_t block = e->block, end = e->block + e->n;
 
-    defrag_set_now(p, now_ns);
     p->event = p->tick;
     while (block < end) {
-        uint64_t index = block / REGION_BLOCKS;
-        DefragRegion *r = plan_get(p, index);
+        DefragRegion *r = plan_get(p, block / REGION_BLOCKS);
         unsigned from, to;
 
-        range_in_region(block, end - block, index, &from, &to);
+        range_in_region(block, end - block, block / REGION_BLOCKS, &from, &to);
         if (r) {
             region_die_range(p, r, from, to, &p->stats.overwritten);
             for (unsigned i = from; i < to; i++) {
@@ -367,27 +363,11 @@ void defrag_plan_indirected(DefragPlan *p, uint64_t block, uint64_t n,
     }
 }
 
-void defrag_plan_overwritten(DefragPlan *p, uint64_t block, uint64_t n,
-                             int64_t now_ns)
+static void apply_read_split(DefragPlan *p, const DefragEvent *e)
 {
-    defrag_set_now(p, now_ns);
-    plan_die(p, block, n, &p->stats.overwritten);
-}
-
-void defrag_plan_discarded(DefragPlan *p, uint64_t block, uint64_t n,
-                           int64_t now_ns)
-{
-    defrag_set_now(p, now_ns);
-    plan_die(p, block, n, &p->stats.discarded);
-}
-
-void defrag_plan_read_split(DefragPlan *p, uint64_t block, uint64_t n,
-                            int64_t now_ns)
-{
-    defrag_set_now(p, now_ns);
     p->stats.split_reads++;
-    for (uint64_t index = block / REGION_BLOCKS;
-         n && index <= (block + n - 1) / REGION_BLOCKS; index++) {
+    for (uint64_t index = e->block / REGION_BLOCKS;
+         index <= (e->block + e->n - 1) / REGION_BLOCKS; index++) {
         DefragRegion *r = plan_get(p, index);
 
         if (r && !r->split) {
@@ -399,14 +379,11 @@ void defrag_plan_read_split(DefragPlan *p, uint64_t block, uint64_t n,
     }
 }
 
-void defrag_plan_moved(DefragPlan *p, uint64_t block, uint64_t n,
-                       int64_t now_ns)
+static void apply_moved(DefragPlan *p, const DefragEvent *e)
 {
-    uint64_t end = block + n;
+    uint64_t block = e->block, end = e->block + e->n;
 
-    defrag_set_now(p, now_ns);
-    p->watch_end_ns = now_ns + DEFRAG_WATCH_NS;
-    p->stats.moved += n;
+    p->stats.moved += e->n;
     while (block < end) {
         uint64_t index = block / REGION_BLOCKS;
         DefragRegion *r = plan_get(p, index);
@@ -429,12 +406,29 @@ void defrag_plan_moved(DefragPlan *p, uint64_t block, uint64_t n,
     }
 }
 
+void defrag_apply(DefragPlan *p, const DefragEvent *e)
+{
+    defrag_set_now(p, e->now_ns);
+    switch (e->kind) {
+    case DEFRAG_EVENT_INDIRECTED:
+        apply_indirected(p, e);
+        break;
+    case DEFRAG_EVENT_OVERWRITTEN:
+        plan_die(p, e->block, e->n, &p->stats.overwritten);
+        break;
+    case DEFRAG_EVENT_DISCARDED:
+        plan_die(p, e->block, e->n, &p->stats.discarded);
+        break;
+    case DEFRAG_EVENT_MOVED:
+        apply_moved(p, e);
+        break;
+    case DEFRAG_EVENT_READ_SPLIT:
+        apply_read_split(p, e);
+        break;
+    }
+}
+
 void defrag_plan_relaid(DefragPlan *p, uint64_t slots)
 {
     p->stats.relaid += slots;
-}
-
-bool defrag_plan_watching(const DefragPlan *p, int64_t now_ns)
-{
-    return p->watch_end_ns > now_ns;
 }

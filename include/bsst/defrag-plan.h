@@ -7,8 +7,9 @@
  * nanoseconds, from any start that is not negative; one that runs backwards
  * counts as unchanged.
  *
- * What the planner is told (the driver's request path; O(blocks of the event)
- * with a small constant, at most one allocation):
+ * What the planner is told (the driver's request path).  It is written down, and
+ * looked at when the planner is asked: O(1), or what it takes to look at one
+ * other event if a thousand are waiting.
  *
  *   defrag_plan_indirected()   blocks got a slot
  *   defrag_plan_overwritten()  the guest wrote blocks into the image
@@ -48,7 +49,7 @@ typedef struct DefragPlan DefragPlan;
 
 /*
  * Create a plan that keeps at most @max_regions regions in mind (0: the
- * default), of less than 800 bytes each; one is made when something of it is
+ * default), of less than 800 bytes each, beside 32 KiB for itself; one is made when something of it is
  * indirected or read split.  Blocks of further regions are treated as old.
  * Never fails.
  */
@@ -100,6 +101,12 @@ void defrag_plan_relaid(DefragPlan *p, uint64_t slots);
 
 /* Are there blocks that were moved within DEFRAG_WATCH_NS?  O(1). */
 bool defrag_plan_watching(const DefragPlan *p, int64_t now_ns);
+
+/*
+ * Look at what was observed, about @blocks of it, and return if that was all.
+ * The planner does so itself when it is asked for a run.
+ */
+bool defrag_plan_catch_up(DefragPlan *p, unsigned blocks);
 
 /* Which blocks next */
 
@@ -154,7 +161,7 @@ typedef struct DefragRun {
  * told to.  Entries that the guest adds meanwhile are found, too; a job that
  * wants to end may stop after cursor.sweeps has grown by two.
  *
- * Looks at a few regions in one call, so that a lock need not be held for long:
+ * Looks at a few events and regions in one call, so that a lock need not be held for long:
  * then DEFRAG_AGAIN.  DEFRAG_WAIT never with @force; *@wait_ns is at least
  * 100 ms and at most DEFRAG_WATCH_NS away.
  */
@@ -195,7 +202,10 @@ DefragVerdict defrag_plan_next_compact(DefragPlan *p, const IndirectMap *map,
                                        DefragCursor *cursor, BsstSlot limit,
                                        DefragRun *run);
 
-/* Statistics, in blocks unless said otherwise; they only grow. */
+/*
+ * Statistics, in blocks unless said otherwise; they only grow.  As of what has
+ * been looked at: defrag_plan_catch_up().
+ */
 typedef struct DefragStats {
     uint64_t indirected;
     uint64_t overwritten;       /* of the indirected: by the guest ... */

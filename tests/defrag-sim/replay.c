@@ -295,6 +295,9 @@ void replay(const GArray *events, const ReplayOptions *options,
     result->seconds = (double)r.end_ns / SECOND_NS;
     result->left = indirect_map_count(r.map);
     result->mean = r.end_ns ? area / r.end_ns : 0;
+    while (!defrag_plan_catch_up(r.plan, UINT_MAX)) {
+        /* a history longer than that */
+    }
     defrag_plan_stats(r.plan, &result->plan);
     defrag_plan_state(r.plan, &result->state);
     defrag_plan_free(r.plan);

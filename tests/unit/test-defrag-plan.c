@@ -148,10 +148,19 @@ static unsigned world_move_ripe(World *w)
     return moved;
 }
 
+/* Let the plan look at all that it was told. */
+static void world_catch_up(const World *w)
+{
+    while (!defrag_plan_catch_up(w->plan, 1)) {
+        /* one event at a time */
+    }
+}
+
 static DefragStats world_stats(const World *w)
 {
     DefragStats stats;
 
+    world_catch_up(w);
     defrag_plan_stats(w->plan, &stats);
     return stats;
 }
@@ -167,6 +176,7 @@ static void test_empty(void)
     defrag_plan_discarded(w.plan, 5, UINT64_MAX - 5, w.now_ns);
     defrag_plan_discarded(w.plan, 5, 0, w.now_ns);
     assert_verdict(&w, false, DEFRAG_NONE);
+    world_catch_up(&w);
     g_assert_cmpuint(w.plan->array->len, ==, 0);
     world_cleanup(&w);
 }
@@ -393,6 +403,7 @@ static void test_sweep_cost(void)
     for (unsigned i = 0; i < 80; i++) {
         world_indirect(&w, i * REGION_BLOCKS, 10);
     }
+    world_catch_up(&w);
     w.cursor.block = 37 * REGION_BLOCKS;
     do {
         verdict = defrag_plan_next_guest(w.plan, w.map, &w.cursor, false, 0,
@@ -688,9 +699,10 @@ static void test_bound(void)
     for (unsigned i = 0; i < 60; i++) {
         world_indirect(&w, i * REGION_BLOCKS, 2);
     }
+    world_catch_up(&w);
     defrag_plan_state(w.plan, &state);
     g_assert_cmpuint(state.regions, ==, 50);
-    g_assert_cmpuint(state.bytes, <, 50 * 800 + 2000);
+    g_assert_cmpuint(state.bytes, <, 50 * 800 + 34000);
     g_assert_cmpuint(world_stats(&w).untracked, ==, 20);
     /* What is not known counts as old */
     assert_run(&w, false, 0, 256, 50 * REGION_BLOCKS, 2, 2);
@@ -759,9 +771,11 @@ static void test_rebase(void)
     world_indirect(&w, 1, 2);
     w.now_ns += 4095 * TICK_NS;
     world_overwrite(&w, 1, 1);
+    world_catch_up(&w);
     g_assert_cmpfloat(life->deaths[8], ==, 1);
     w.now_ns += TICK_NS;
     world_overwrite(&w, 2, 1);
+    world_catch_up(&w);
     g_assert_cmpfloat(life->deaths[9], ==, 1);
     world_cleanup(&w);
 }
@@ -911,6 +925,7 @@ static void shadow_settle(Shadow *s)
 {
     DefragPlan *p = s->w.plan;
 
+    world_catch_up(&s->w);
     defrag_set_now(p, s->w.now_ns);
     for (unsigned i = 0; i < NREGIONS; i++) {
         DefragRegion *r = defrag_find_region(p, i);
@@ -1087,6 +1102,85 @@ static void test_random(void)
     }
 }
 
+static void assert_same_plan(DefragPlan *a, DefragPlan *b)
+{
+    DefragStats as, bs;
+
+    defrag_plan_stats(a, &as);
+    defrag_plan_stats(b, &bs);
+    g_assert_cmpmem(&as, sizeof(as), &bs, sizeof(bs));
+    g_assert_cmpmem(a->life.deaths, sizeof(a->life.deaths),
+                    b->life.deaths, sizeof(b->life.deaths));
+    g_assert_cmpmem(a->life.exposure, sizeof(a->life.exposure),
+                    b->life.exposure, sizeof(b->life.exposure));
+    g_assert_cmpint(a->event, ==, b->event);
+    g_assert_cmpuint(a->nsplit, ==, b->nsplit);
+    g_assert_cmpuint(a->array->len, ==, b->array->len);
+    for (unsigned i = 0; i < a->array->len; i++) {
+        g_assert_cmpmem(g_ptr_array_index(a->array, i), sizeof(DefragRegion),
+                        g_ptr_array_index(b->array, i), sizeof(DefragRegion));
+    }
+}
+
+/* When a plan looks at its queue makes no difference; which is bounded. */
+static void test_late(void)
+{
+    GRand *rand = g_rand_new_with_seed(seed);
+    DefragPlan *soon = defrag_plan_new(NREGIONS - 1);
+    DefragPlan *late = defrag_plan_new(NREGIONS - 1);
+    int64_t now_ns = 5 * SEC;
+    unsigned full = 0;
+    uint64_t block = 0;
+
+    for (unsigned i = 0; i < 20000; i++) {
+        unsigned n = 1 << g_rand_int_range(rand, 0, 9);
+        unsigned kind = g_rand_int_range(rand, 0, 12);
+
+        if (g_rand_int_range(rand, 0, 3)) {
+            now_ns += exp2(g_rand_double_range(rand, 10, 27));
+            block = g_rand_int_range(rand, 0, NBLOCKS);
+        }
+        for (unsigned k = 0; k < 2; k++) {
+            DefragPlan *p = k ? late : soon;
+
+            switch (kind) {
+            case 0:
+                defrag_plan_overwritten(p, block, n, now_ns);
+                break;
+            case 1:
+                defrag_plan_discarded(p, block, n, now_ns);
+                break;
+            case 2:
+                defrag_plan_read_split(p, block, n, now_ns);
+                break;
+            case 3:
+                defrag_plan_moved(p, block, n, now_ns);
+                break;
+            default:
+                defrag_plan_indirected(p, block, n, now_ns);
+            }
+        }
+        block += n;
+        g_assert_true(defrag_plan_catch_up(soon, UINT_MAX));
+        g_assert_true(defrag_plan_watching(soon, now_ns) ==
+                      defrag_plan_watching(late, now_ns));
+        g_assert_cmpuint(late->queue_len, <=, DEFRAG_QUEUE_LEN);
+        full += late->queue_len == DEFRAG_QUEUE_LEN;
+        if (g_rand_int_range(rand, 0, 4000) == 0) {
+            while (!defrag_plan_catch_up(late, 1)) {
+                /* one event at a time */
+            }
+            assert_same_plan(soon, late);
+        }
+    }
+    g_assert_cmpuint(full, >, 0);
+    g_assert_true(defrag_plan_catch_up(late, UINT_MAX));
+    assert_same_plan(soon, late);
+    defrag_plan_free(soon);
+    defrag_plan_free(late);
+    g_rand_free(rand);
+}
+
 /* Measurements */
 
 static double seconds(void)
@@ -1120,6 +1214,7 @@ static void test_perf(void)
 
             defrag_plan_indirected(w.plan, block, per_event, w.now_ns);
         }
+        world_catch_up(&w);
         g_test_message("indirected, %s: %.1f ns a block",
                        round ? "again, anywhere" : "in order",
                        1e9 * (seconds() - begin) / n);
@@ -1129,6 +1224,7 @@ static void test_perf(void)
     for (unsigned i = 0; i < n; i += per_event) {
         defrag_plan_overwritten(w.plan, 4ULL * n + i, per_event, w.now_ns);
     }
+    world_catch_up(&w);
     g_test_message("overwritten, nothing known: %.1f ns an event",
                    1e9 * (seconds() - begin) / (n / per_event));
     begin = seconds();
@@ -1171,6 +1267,7 @@ int main(int argc, char **argv)
     g_test_add_func("/defrag-plan/rebase", test_rebase);
     g_test_add_func("/defrag-plan/fade", test_fade);
     g_test_add_func("/defrag-plan/random", test_random);
+    g_test_add_func("/defrag-plan/late", test_late);
     if (g_test_perf()) {
         g_test_add_func("/defrag-plan/perf", test_perf);
     }
