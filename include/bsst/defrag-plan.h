@@ -49,9 +49,9 @@ typedef struct DefragPlan DefragPlan;
 
 /*
  * Create a plan that keeps at most @max_regions regions in mind (0: the
- * default), of less than 800 bytes each, beside 32 KiB for itself; one is made when something of it is
- * indirected or read split.  Blocks of further regions are treated as old.
- * Never fails.
+ * default), of less than 800 bytes each, beside 32 KiB for itself; a region is
+ * made when something of it is indirected or read split.  Blocks of further
+ * regions are treated as old.  Never fails.
  */
 DefragPlan *defrag_plan_new(size_t max_regions);
 /* NULL is allowed. */
@@ -161,9 +161,9 @@ typedef struct DefragRun {
  * told to.  Entries that the guest adds meanwhile are found, too; a job that
  * wants to end may stop after cursor.sweeps has grown by two.
  *
- * Looks at a few events and regions in one call, so that a lock need not be held for long:
- * then DEFRAG_AGAIN.  DEFRAG_WAIT never with @force; *@wait_ns is at least
- * 100 ms and at most DEFRAG_WATCH_NS away.
+ * Looks at a few events and regions in one call, so that a lock need not be
+ * held for long: then DEFRAG_AGAIN.  DEFRAG_WAIT never with @force; *@wait_ns is
+ * at least 100 ms and at most DEFRAG_WATCH_NS away.
  */
 DefragVerdict defrag_plan_next_guest(DefragPlan *p, const IndirectMap *map,
                                      DefragCursor *cursor, bool force,
