@@ -39,7 +39,6 @@ typedef struct BsstWrite {
     size_t qiov_offset;
     BdrvRequestFlags flags;
     int64_t start_ns;
-    int64_t committed_ns;       /* its indirections are made */
 
     /*
      * Of whole block first + i: its page or NULL; where its data are; and the
@@ -481,7 +480,6 @@ static void coroutine_fn bsst_write_finish(BsstWrite *w, int ret)
     if (!w->pager) {
         return;
     }
-    w->committed_ns = get_clock();
     if (w->buffers) {
         w->pager->ops->release(w->pager, w->claim, w->n);
     }
@@ -513,8 +511,8 @@ bsst_co_copy_up_ends(BlockDriverState *bs, int64_t offset, int64_t bytes)
 static int coroutine_fn GRAPH_RDLOCK bsst_write_tracked(BsstWrite *w)
 {
     BDRVBsstState *s = w->bs->opaque;
-    bool had_absent, all_slots;
     int64_t prepared_ns = 0, written_ns;
+    bool had_absent;
     int ret;
 
     ret = bsst_co_attach_if_mapped(w->bs);
@@ -527,9 +525,7 @@ static int coroutine_fn GRAPH_RDLOCK bsst_write_tracked(BsstWrite *w)
 
     bsst_write_plan(w);
     had_absent = w->slots || w->buffers || w->zeroes || w->loaded;
-    all_slots = w->slots && w->slots == w->n &&
-                w->bytes == (int64_t)w->n * BSST_PAGE_SIZE;
-    if (had_absent && w->start_ns && !all_slots) {
+    if (had_absent && w->start_ns) {
         prepared_ns = get_clock();
         bsst_latency_add(&s->write_prepare, prepared_ns - w->start_ns);
     }
@@ -541,9 +537,6 @@ static int coroutine_fn GRAPH_RDLOCK bsst_write_tracked(BsstWrite *w)
 
     if (prepared_ns) {
         bsst_latency_add(&s->write_completion, get_clock() - written_ns);
-    } else if (had_absent && w->start_ns) {
-        bsst_latency_add(&s->write_prepare, w->committed_ns - w->start_ns);
-        bsst_latency_add(&s->write_completion, get_clock() - w->committed_ns);
     }
     return ret;
 }
