@@ -1,7 +1,7 @@
 # Thin front door: every target is a script that can be run by itself.
 
 .DEFAULT_GOAL := all
-.PHONY: all help stock demo check policy-sim record-trace check-core check-crash check-kill9 check-powercut check-series fuzz \
+.PHONY: all help stock demo bench bench-matrix bench-memhog bench-jbb check policy-sim record-trace check-core check-crash check-kill9 check-powercut check-series fuzz \
 	refresh-patches soak install clean distclean
 
 all:
@@ -18,6 +18,9 @@ help:
 	@echo 'make check-powercut [STATES=n] [ATTACH=1]  power cuts on real files, replayed'
 	@echo 'make check-series           patches against 10.0 and 10.2, and checkpatch'
 	@echo 'make refresh-patches        write patches/ from the commits in qemu/'
+	@echo 'make bench                  ours beside kernel swap: the core, in an hour'
+	@echo 'make bench-matrix           the whole matrix; make bench-memhog, bench-jbb: one workload'
+	@echo '                            (MATRIX="--list": options of bench/matrix)'
 	@echo 'make bench-write-prepare    the paper'"'"'s write-prepare figure, without a guest'
 	@echo 'make bench-fsync            what an fsync costs with bsst=on'
 	@echo 'make bench-recovery         opening a store with ten million indirections'
@@ -69,6 +72,18 @@ fuzz:
 
 refresh-patches:
 	@scripts/refresh-patches
+
+bench: all stock
+	@scripts/packages slow-disk
+	@bench/matrix $(MATRIX)
+
+bench-matrix: all stock
+	@scripts/packages slow-disk
+	@bench/matrix --all $(MATRIX)
+
+bench-memhog bench-jbb: bench-%: all stock
+	@scripts/packages slow-disk
+	@bench/matrix --all --workloads $* $(MATRIX)
 
 bench-%: all
 	@bench/$*

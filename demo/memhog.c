@@ -13,7 +13,8 @@
  *                     into the guest but not into what the host allows.  Then
  *                     the locked memory is checked and given back.
  *   phase "unpinned"  the work area grows to T MiB, more than the guest has,
- *                     and is worked on for N passes.
+ *                     and is worked on for N passes; of each, percent=N are
+ *                     done, from its begin.
  *   phase "check"     with check=1 every page is read once more and compared.
  *
  * A pass over n pages is n touches.  Three touches of four follow the order of
@@ -23,7 +24,8 @@
  * stale page and a page from somewhere else all count as data errors.  The
  * sequence of touches depends on the seed alone.  Fills are touches, too.
  *
- * Usage: memhog [pinned=MiB,work=MiB,total=MiB,passes=N,seed=N,check=0|1]
+ * Usage: memhog [pinned=MiB,work=MiB,total=MiB,passes=N,percent=N,seed=N,
+ *                check=0|1]
  *
  * Lines that start with "MEMHOG " are for programs: a kind, then key=value.
  * Exit status: 0, 1 with data errors, 2 when it cannot run.
@@ -49,7 +51,8 @@ typedef struct Area {
 
 typedef struct Hog {
     /* set once */
-    uint64_t pinned_mib, work_mib, total_mib, passes, seed, check;
+    uint64_t pinned_mib, work_mib, total_mib, passes, percent;
+    uint64_t seed, check;
 
     /* running */
     uint64_t rng;
@@ -183,7 +186,7 @@ static void area_pass(Hog *h, Area *a)
 {
     uint64_t t = now_ns(), next = 0, page, dice;
 
-    for (uint64_t i = 0; i < a->nr_pages; i++) {
+    for (uint64_t i = 0; i < a->nr_pages * h->percent / 100; i++) {
         dice = random_below(&h->rng, 8);
         page = dice & 3 ? next++ : random_below(&h->rng, a->nr_pages);
         page_check(h, a, page);
@@ -256,7 +259,7 @@ int main(int argc, char **argv)
 {
     static Hog hog = {
         .pinned_mib = 96, .work_mib = 256, .total_mib = 576,
-        .passes = 2, .seed = 1,
+        .passes = 2, .percent = 100, .seed = 1,
     };
     Hog *h = &hog;
     const LoadOption options[] = {
@@ -264,6 +267,7 @@ int main(int argc, char **argv)
         { "work", &h->work_mib },
         { "total", &h->total_mib },
         { "passes", &h->passes },
+        { "percent", &h->percent },
         { "seed", &h->seed },
         { "check", &h->check },
         { NULL }
@@ -273,8 +277,8 @@ int main(int argc, char **argv)
     if (argc > 1) {
         parse_options(options, argv[1]);
     }
-    if (!h->work_mib || h->total_mib < h->work_mib) {
-        fprintf(stderr, "memhog: want 0 < work <= total\n");
+    if (!h->work_mib || h->total_mib < h->work_mib || h->percent > 100) {
+        fprintf(stderr, "memhog: want 0 < work <= total, percent <= 100\n");
         return 2;
     }
     setvbuf(stdout, NULL, _IOLBF, 0);

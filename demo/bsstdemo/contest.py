@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .kernelswap import Cgroup, SwapFile, Unavailable
+from .kernelswap import (Cgroup, Swap, Unavailable, Zswap, allocate_swap)
 from .machine import (Hang, Machine, MachineError, Sampler, read_numbers,
                       sustained_excess)
 from .qmp import QmpError
@@ -33,13 +33,32 @@ UFFDIO_API = 0xc018aa3f
 UFFD_API = 0xaa
 UFFD_FEATURE_MOVE = 1 << 16
 
-WAYS = {
-    'n': 'no limit',
-    'a': 'stock QEMU, kernel swap',
-    'b': 'swapper, tesseract=off',
-    'c': 'swapper, tesseract=on',
-}
 SWAP_DISK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Who keeps the guest's RAM below the limit, and how"""
+    text: str
+    held_by: str = ''               # nobody, or one of HOLDERS
+    zswap: bool = False             # with 'cgroup'
+    tesseract: bool = True          # with 'swapper'
+    defrag: str = 'auto'            # the same: 'off', 'auto', a job's mode
+
+    @property
+    def ours(self):
+        return self.held_by == 'swapper'
+
+
+HOLDERS = ('cgroup', 'balloon', 'swapper')
+
+# Those of the demo
+WAYS = {
+    'n': Contestant('no limit'),
+    'a': Contestant('stock QEMU, kernel swap', 'cgroup'),
+    'b': Contestant('swapper, tesseract=off', 'swapper', tesseract=False),
+    'c': Contestant('swapper, tesseract=on', 'swapper'),
+}
 
 # What a healthy guest never prints
 GUEST_TROUBLE = re.compile(
@@ -71,8 +90,8 @@ class Settings:
     def folder(self):
         return self.build / 'demo'
 
-    def binary(self, way):
-        return ((self.stock if way in 'an' else self.build) /
+    def binary(self, contestant):
+        return ((self.build if contestant.ours else self.stock) /
                 'qemu-system-x86_64')
 
     @property
@@ -85,8 +104,8 @@ def quoted(path):
     return str(path).replace(',', ',,')
 
 
-def qemu_arguments(s, way, folder):
-    drive = (f'file={quoted(folder / "swap.qcow2")},format=qcow2,'
+def qemu_arguments(s, contestant, place):
+    drive = (f'file={quoted(place.image)},format=qcow2,'
              f'cache={s.cache},if=none,id=swap')
     args = ['-machine', 'pc', '-accel', s.accel, '-m', str(s.guest_mib),
             '-smp', str(s.smp),
@@ -94,13 +113,17 @@ def qemu_arguments(s, way, folder):
             '-initrd', str(s.folder / 'initramfs'),
             '-append', ('console=ttyS0 quiet panic=-1 '
                         f'load={s.load},{s.options} {s.append}').strip()]
-    if way in 'bc':
-        state = 'on' if way == 'c' else 'off'
+    if contestant.ours:
+        state = 'on' if contestant.tesseract else 'off'
         args += ['-object', 'host-swapper,id=sw0,'
-                 f'path={quoted(folder / "store.qcow2")},'
+                 f'path={quoted(place.store)},'
                  f'memory-limit={s.limit_mib}M,tesseract={state}' +
                  (f',{s.swapper}' if s.swapper else '')]
         drive += ',bsst=on'
+        if contestant.defrag != 'auto':
+            drive += ',bsst.defrag=off'
+    if contestant.held_by == 'balloon':
+        args += ['-device', 'virtio-balloon-pci']
     return args + ['-drive', drive, '-device',
                    'virtio-blk-pci,drive=swap,serial=guestswap', *s.qemu_args]
 
@@ -150,23 +173,46 @@ def progress_text(score):
     return text + f"{score['transactions']:7,d} transactions/s"
 
 
-class Run:
-    """One run of one way"""
+class Disk:
+    """A place for the files of a @run: the disk that its folder lies on"""
 
-    def __init__(self, settings, way, number, leftovers, progress):
+    def __init__(self, run):
+        self.image = run.folder / 'swap.qcow2'
+        self.store = run.folder / 'store.qcow2'
+        self.kernel_swap = run.folder / 'kernel'
+        run.create_image(self.image)
+        if run.contestant.held_by == 'cgroup':
+            allocate_swap(self.kernel_swap, SWAP_DISK_BYTES)
+
+    def io_bytes(self):
+        """(read, written) so far, where the place knows better than QEMU"""
+
+    def close(self):
+        pass
+
+
+class Run:
+    """One run of one contestant"""
+
+    def __init__(self, settings, way, contestant, number, leftovers,
+                 progress, storage=Disk):
         self.s = settings
-        self.way = way
+        self.contestant = contestant
         self.leftovers = leftovers
         self.progress = progress        # progress(text, final=False)
         self.name = f'{way}-{number}'
         self.logs = settings.folder / 'logs'
         self.folder = settings.folder / 'run'
+        self.storage = storage          # makes a place in a folder
         self.disk = None
-        self.machine = self.cgroup = self.swap_file = None
-        self.overheads = []             # of (a), as added to the limit
+        self.place = self.machine = self.cgroup = self.swap = None
+        self.zswap = None
+        self.overheads = []             # as added to a cgroup's limit
         self.result = {
-            'way': way, 'description': WAYS[way], 'round': number,
-            'errors': [], 'data_errors': None, 'phases': {}, 'kinds': {}, 'scores': [],
+            'way': way, 'description': contestant.text,
+            'held_by': contestant.held_by, 'round': number,
+            'errors': [], 'data_errors': None, 'phases': {}, 'kinds': {},
+            'scores': [],
         }
 
     def run(self):
@@ -205,27 +251,32 @@ class Run:
         self.result['errors'].append(text)
 
     def _prepare(self):
-        """Fresh images, and for (a) a host that swaps"""
+        """Fresh images, and for kernel swap a host that swaps"""
         if self.folder.exists():
             self.leftovers.undo('folder', str(self.folder))
             self.leftovers.add('folder', str(self.folder))
         self.folder.mkdir()
         self.disk = disk_of(self.folder)
+        self.place = self.storage(self)
+        if self.contestant.held_by == 'cgroup':
+            self.cgroup = Cgroup(self.leftovers, f'bsst-demo-{os.getpid()}')
+            self.swap = Swap(self.leftovers, self.place.kernel_swap)
+            if self.contestant.zswap:
+                self.zswap = Zswap(self.leftovers)
+        subprocess.run(['sync', '-f', str(self.folder)], check=False)
+
+    def create_image(self, path):
         options = ['-o', self.s.image] if self.s.image else []
         subprocess.run([self.s.image_tool, 'create', '-q', '-f',
-                        'qcow2', *options, self.folder / 'swap.qcow2',
-                        str(SWAP_DISK_BYTES)], check=True)
-        if self.way == 'a':
-            self.cgroup = Cgroup(self.leftovers, f'bsst-demo-{os.getpid()}')
-            self.swap_file = SwapFile(self.leftovers, self.folder / 'kernel',
-                                      SWAP_DISK_BYTES)
-        subprocess.run(['sync', '-f', str(self.folder)], check=False)
+                        'qcow2', *options, path, str(SWAP_DISK_BYTES)],
+                       check=True)
 
     def _boot(self, deadline):
         begin = time.monotonic()
         self.machine = Machine(
-            self.s.binary(self.way),
-            qemu_arguments(self.s, self.way, self.folder), self.leftovers,
+            self.s.binary(self.contestant),
+            qemu_arguments(self.s, self.contestant, self.place),
+            self.leftovers,
             self.logs / f'{self.name}.log',
             self.cgroup.enter if self.cgroup else None)
         self.result['command'] = self.machine.command
@@ -270,14 +321,17 @@ class Run:
     # The measured part
 
     def _limit_cgroup(self, other_bytes):
-        """Allow the guest as much RAM as (b) and (c) allow it
+        """Allow the guest as much RAM as the swapper allows it
 
         QEMU's own memory counts in a cgroup, so it is added to the limit; it
-        grows with translated code, and the kernel swaps some of it out.
+        grows with translated code, and the kernel swaps some of it out.  What
+        zswap has compressed counts, too, where the cgroup does not count it.
         """
         overhead = (other_bytes + self.cgroup.kernel_bytes()
                     if self.s.overhead_mib is None
                     else self.s.overhead_mib * MIB)
+        if self.zswap and self.cgroup.version == 1:
+            overhead -= self.zswap.pool_bytes()
         try:
             self.cgroup.set_limit(self.s.limit_mib * MIB + overhead)
         except OSError:
@@ -298,12 +352,19 @@ class Run:
             'machine_cpu_s': machine_cpu_seconds(),
         }
         vmstat = read_numbers('/proc/vmstat')
+        if self.place.io_bytes():
+            (counters['place_read_bytes'],
+             counters['place_written_bytes']) = self.place.io_bytes()
         for name in ('pswpin', 'pswpout'):
             counters[f'host_{name}'] = vmstat.get(name, 0)
         return counters
 
     def _contest(self, deadline):
         follow = None
+        if self.contestant.held_by == 'balloon':
+            self._inflate(deadline)
+        if self.contestant.defrag == 'store' and self.contestant.ours:
+            self._start_job()
         if self.cgroup:
             follow = self._limit_cgroup
             follow(self.machine.resident_bytes()[1])
@@ -323,11 +384,29 @@ class Run:
         if self.result['data_errors'] is None:
             self._error(f'{self.s.load} has failed: {line}')
 
+    def _inflate(self, deadline):
+        """Take from the guest what the others are not allowed to hold"""
+        qmp = self.machine.qmp
+        want = self.s.limit_mib * MIB
+        qmp.command('balloon', value=want)
+        while qmp.command('query-balloon')['actual'] > want:
+            if time.monotonic() > deadline:
+                raise Hang('the balloon does not grow')
+            time.sleep(0.05)
+
+    def _start_job(self):
+        """Defragmentation that goes on until the end"""
+        qmp = self.machine.qmp
+        node = qmp.command('query-bsst')['nodes'][0]['node-name']
+        qmp.command('bsst-defrag', **{'job-id': 'defrag', 'node': node,
+                                      'mode': self.contestant.defrag,
+                                      'continuous': True})
+
     def _cached_bytes(self):
         """Guest pages in memory outside guest RAM: victim or swap cache"""
         if self.cgroup:
             return self.cgroup.swap_cache_bytes()
-        if self.way not in 'bc':
+        if not self.contestant.ours:
             return 0
         answer = self.machine.qmp.command('query-host-swapper')
         swapper = (answer or [{}])[0]
@@ -336,7 +415,7 @@ class Run:
     def _note_answers(self):
         """All that QEMU tells"""
         names = ['query-version', 'query-blockstats']
-        if self.way in 'bc':
+        if self.contestant.ours:
             names += ['query-host-swapper', 'query-bsst']
         self.result['qmp'] = {name: self.machine.qmp.query(name)
                               for name in names}
@@ -355,7 +434,8 @@ class Run:
         self.result['ram_mean_bytes'] = sum(ram) // len(ram)
         self.result['held_mean_bytes'] = sum(held) // len(held)
         self.result['held_max_bytes'] = max(held)
-        self.result['limit_bytes'] = limit if self.way != 'n' else None
+        self.result['limit_bytes'] = (limit if self.contestant.held_by
+                                      else None)
         self.result['excess_bytes'] = sustained_excess(samples, limit)
 
     def _power_off(self, deadline):
@@ -381,10 +461,9 @@ class Run:
     def _close(self):
         if self.machine:
             self.machine.close()
-        if self.swap_file:
-            self.swap_file.close()
-        if self.cgroup:
-            self.cgroup.close()
+        for thing in (self.zswap, self.swap, self.cgroup, self.place):
+            if thing:
+                thing.close()
         self.leftovers.undo('folder', str(self.folder))
 
 
@@ -414,11 +493,13 @@ def uffd_reason():
             'this kernel has no UFFDIO_MOVE (Linux 6.8 or later is needed)')
 
 
-def unavailable_reason(way, settings):
-    """Why @way cannot run here, as far as one can tell before"""
-    for path in (settings.binary(way), settings.image_tool):
+def unavailable_reason(contestant, settings):
+    """Why @contestant cannot run here, as far as one can tell before"""
+    for path in (settings.binary(contestant), settings.image_tool):
         if not os.access(path, os.X_OK):
             return f'no {path}'
-    if way == 'a' and os.geteuid() != 0:
+    if contestant.held_by == 'cgroup' and os.geteuid() != 0:
         return 'needs root for the memory cgroup and for swapon'
-    return uffd_reason() if way in 'bc' else None
+    if contestant.zswap and not Zswap.ENABLED.exists():
+        return 'this kernel has no zswap'
+    return uffd_reason() if contestant.ours else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A memory cgroup and a swap file: what an ordinary host offers contestant (a)
+"""A memory cgroup, swap, zswap: what an ordinary host offers
 
 Both cgroup versions are served.  What the machine forbids is Unavailable,
 with the reason; nothing of it is left behind then.
@@ -98,33 +98,68 @@ class Cgroup:
         self.leftovers.undo('cgroup', str(self.path))
 
 
-class SwapFile:
-    """Swap on the file system of the images, as the store of (b) and (c)"""
-
-    def __init__(self, leftovers, path, size_bytes):
-        self.path = Path(path).resolve()
-        self.leftovers = leftovers
-        leftovers.add('swap', str(self.path))
-        try:
-            self._make(size_bytes)
-        except (OSError, subprocess.CalledProcessError) as e:
-            leftovers.undo('swap', str(self.path))
-            text = getattr(e, 'stderr', None) or str(e)
-            raise Unavailable(text.strip().replace('\n', '; ')) from None
-
-    def _make(self, size_bytes):
-        def run(*command):
-            subprocess.run(command, check=True, text=True,
-                           capture_output=True, env=env)
-
-        env = dict(os.environ, LC_ALL='C',
-                   PATH=os.environ.get('PATH', '') + ':/usr/sbin:/sbin')
-        fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+def allocate_swap(path, size_bytes):
+    """A file without holes, as swap wants it"""
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         with open(fd, 'wb') as f:
             os.posix_fallocate(f.fileno(), 0, size_bytes)
             os.fsync(f.fileno())
-        run('mkswap', str(self.path))
-        run('swapon', '-p', str(SWAP_PRIORITY), str(self.path))
+    except OSError as e:
+        raise Unavailable(f'{path}: {e.strerror}') from None
+
+
+def run_tool(*command):
+    """Its output; Unavailable where it fails"""
+    env = dict(os.environ, LC_ALL='C',
+               PATH=os.environ.get('PATH', '') + ':/usr/sbin:/sbin')
+    try:
+        return subprocess.run([str(c) for c in command], check=True,
+                              text=True, capture_output=True,
+                              env=env).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as e:
+        text = getattr(e, 'stderr', None) or str(e)
+        raise Unavailable(text.strip().replace('\n', '; ')) from None
+
+
+class Swap:
+    """Swap on a file or a device that is there; the kernel's first choice"""
+
+    def __init__(self, leftovers, path):
+        self.path = str(Path(path).resolve())
+        self.leftovers = leftovers
+        leftovers.add('swap', self.path)
+        try:
+            run_tool('mkswap', self.path)
+            run_tool('swapon', '-p', SWAP_PRIORITY, self.path)
+        except Unavailable:
+            leftovers.undo('swap', self.path)
+            raise
 
     def close(self):
-        self.leftovers.undo('swap', str(self.path))
+        self.leftovers.undo('swap', self.path)
+
+
+class Zswap:
+    """zswap of the whole machine, for a while"""
+    ENABLED = Path('/sys/module/zswap/parameters/enabled')
+
+    def __init__(self, leftovers):
+        self.leftovers = leftovers
+        self.item = [str(self.ENABLED), self.ENABLED.read_text().strip()]
+        leftovers.add('setting', self.item)
+        try:
+            self.ENABLED.write_text('Y')
+        except OSError as e:
+            leftovers.undo('setting', self.item)
+            raise Unavailable(f'{self.ENABLED}: {e.strerror}') from None
+
+    @staticmethod
+    def pool_bytes():
+        for line in Path('/proc/meminfo').read_text().splitlines():
+            if line.startswith('Zswap:'):
+                return int(line.split()[1]) * 1024
+        return 0
+
+    def close(self):
+        self.leftovers.undo('setting', self.item)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What must be undone whatever happens: processes, swap, cgroups, folders
+"""What must be undone whatever happens: processes, swap, mounts, folders ...
 
 Each is written to a state file *before* it is made.  Three parties clean:
 the owner, when it ends or is interrupted; a janitor, a process that waits for
@@ -48,7 +48,30 @@ def swap_active(path):
 def end_swap(path):
     if swap_active(path):
         subprocess.run(['swapoff', path], check=True)
-    Path(path).unlink(missing_ok=True)
+    if os.path.isfile(path):
+        os.unlink(path)
+
+
+def end_loop(device):
+    """A loop device, which may be gone already"""
+    if Path(f'/sys/block/{Path(device).name}/loop').exists():
+        subprocess.run(['losetup', '-d', device], check=True)
+
+
+def is_mounted(path):
+    """Also if who served it is gone"""
+    return any(line.split()[1] == str(path) for line in
+               Path('/proc/self/mounts').read_text().splitlines())
+
+
+def end_mount(path):
+    if is_mounted(path):
+        subprocess.run(['fusermount3', '-u', '-z', path], check=True)
+
+
+def restore_setting(item):
+    path, text = item
+    Path(path).write_text(text)
 
 
 def end_cgroup(path):
@@ -67,10 +90,15 @@ def end_folder(path):
         shutil.rmtree(path)
 
 
-# In this order: a swap file is free once nobody has pages in it
+# In this order: swap is free once nobody has pages in it, and then what it
+# lies on
 CLEAN = {
     'process': lambda item: kill(item[0], item[1]),
+    'setting': restore_setting,
     'swap': end_swap,
+    'loop': end_loop,
+    'mount': end_mount,
+    'daemon': lambda item: kill(item[0], item[1]),
     'cgroup': end_cgroup,
     'folder': end_folder,
 }

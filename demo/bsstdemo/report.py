@@ -51,7 +51,7 @@ def figures(result):
         'boot_s': result.get('boot_s'),
         'shutdown_s': result.get('shutdown_s'),
     }
-    if result['way'] == 'n':
+    if not result['held_by']:
         result = dict(result, excess_bytes=None)
     for name in ('ram_mean', 'held_mean', 'held_max', 'excess',
                  'overhead'):
@@ -63,18 +63,20 @@ def figures(result):
 
 
 def figures_host(result, host):
-    """Figures of the host's side: kernel swap for (a), swapper for (b, c)"""
+    """Figures of the host's side: kernel swap's or the swapper's"""
     read = host['process_read_bytes']
     written = host['process_written_bytes']
     f = {'host_pages_in': 0, 'host_pages_out': 0}
-    if result['way'] == 'a':
+    if result['held_by'] == 'cgroup':
         f['host_pages_in'] = host['host_pswpin']
         f['host_pages_out'] = host['host_pswpout']
         # The kernel counts what it reads for a fault as the process's own,
         # but nobody's is what it writes
         written += host['host_pswpout'] * PAGE
-    elif result['way'] in 'bc':
+    elif result['held_by'] == 'swapper':
         f.update(figures_swapper(result))
+    if 'place_read_bytes' in host:
+        read, written = host['place_read_bytes'], host['place_written_bytes']
     f['read_mib'] = read / MIB
     f['written_mib'] = written / MIB
     f['others_cpu_s'] = max(0, host['machine_cpu_s'] - host['cpu_s'])
@@ -184,7 +186,7 @@ def data_errors(results, way):
 
 
 def table(results, ways, settings):
-    rows = [['', *(f'({w}) {WAYS[w]}' for w in ways)]]
+    rows = [['', *(f'({w}) {WAYS[w].text}' for w in ways)]]
     for title, name, form in ROWS:
         if name is None:
             rows.append([title] + [''] * len(ways))
@@ -238,7 +240,8 @@ def goals(results, settings):
             passes = f' (the passes alone: {p:.3f})' if p else ''
             add(f'time c/{other} = {r:.3f}, goal {name} {most:g}{passes}',
                 r <= most)
-    ours = [r for r in results if r['way'] in 'bc' and 'samples' in r]
+    ours = [r for r in results
+            if r['held_by'] == 'swapper' and 'samples' in r]
     excess = [r['excess_bytes'] for r in ours
               if r.get('excess_bytes') is not None]
     if excess:
@@ -285,7 +288,8 @@ def goals_text(found):
 # The file
 
 
-def machine_info(folder, ways, settings):
+def machine_info(folder, contestants, settings):
+    """What the figures depend on; @contestants by letter"""
     def output(*command):
         try:
             return subprocess.run(command, text=True, capture_output=True,
@@ -305,8 +309,8 @@ def machine_info(folder, ways, settings):
         'load': os.getloadavg(),
         'qemu': {},
     }
-    for way in ways:
-        binary = str(settings.binary(way))
+    for way, contestant in contestants.items():
+        binary = str(settings.binary(contestant))
         info['qemu'][way] = output(binary, '--version').split('\n')[0]
     return info
 
