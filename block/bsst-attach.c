@@ -364,7 +364,8 @@ int coroutine_fn bsst_co_attach(BlockDriverState *bs)
         s->guard_warned = true;
         warn_report("bsst: '%s' cannot use the block-swap store: %s",
                     bs->file->bs->filename,
-                    ret == -ENOSPC ? "its image table is full, or its device"
+                    ret == -ENOSPC ? "the store's image table, the image's "
+                                     "header, or a device is full"
                                    : strerror(-ret));
     }
     return ret;
