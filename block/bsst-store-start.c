@@ -49,11 +49,11 @@ static void store_restore_references(BsstStore *s, bool blank)
 
     while ((image = bsst_journal_next_image(s->journal, image))) {
         const IndirectMap *map = durable_map_current(image->map);
+        BsstSlot slot[BSST_WORD_BLOCKS];
         uint64_t block = 0;
-        const BsstSlot *slot;
         unsigned n;
 
-        while ((n = indirect_map_next_slots(map, &block, &slot))) {
+        while ((n = indirect_map_next_slots(map, &block, slot))) {
             slot_table_restore_refs(s->slots, slot, n);
         }
     }

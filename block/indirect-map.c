@@ -1,33 +1,26 @@
 /*
  * Indirection map: which blocks of one guest disk live in the store
  *
- * A radix tree of fanout 64, compressed by bitmaps.  A node covers an aligned
- * range of 64^(level + 1) blocks and is one allocation:
+ * A radix tree of fanout 64, compressed by bitmaps.  An inner node covers an
+ * aligned range of 64^(level + 1) blocks and is one allocation:
  *
- *     bitmap (64 bits)   which of its 64 parts have an element
- *     element[]          the elements that exist, in order, without gaps:
- *                        pointers to nodes in inner nodes (level > 0),
- *                        slots (4 bytes) in leaves (level 0)
+ *     bitmap (64 bits)   which of its 64 parts have a child
+ *     child[]            the children that exist, in order, without gaps: nodes,
+ *                        or leaves (indirect-leaf.h) in nodes of level 1
  *
- * The element of part i is at the index popcount(bitmap below bit i).  The
- * array's capacity is the number of elements rounded up, to 16 bytes in leaves
- * and to a power of two in inner nodes, which are few; it follows from the
- * bitmap, so that nothing else need be stored.  A node without elements does
- * not exist.
+ * The child of part i is at the index popcount(bitmap below bit i).  The
+ * array's capacity is the number of children rounded up to a power of two; it
+ * follows from the bitmap, so that nothing else need be stored.  A node without
+ * children does not exist.
  *
  * The tree is as high as its largest block has demanded so far (9 levels for
  * 2^51 blocks, 4 for a disk of 64 GiB); it forgets its height when it becomes
  * empty.
  *
- * Cost: a lookup visits one node a level.  Inserting and removing move at most
- * 64 elements of one node, and make or free at most one node a level.  A full
- * leaf takes 4.3 bytes an entry, the nodes above it 0.1; a lone entry takes a
- * leaf of 32 bytes with the allocator's header, and its share of the nodes
- * above.
- *
- * Deliberately absent: ranges.  Slots of neighbouring blocks are neighbours
- * often, but not for long, and 4 bytes a block are cheap beside the 4096 that
- * they stand for.
+ * Cost: a lookup visits one node a level.  Inserting and removing make or free
+ * at most one node a level.  Blocks in a row with slots in a row take 0.6 bytes
+ * an entry, others 4.6 if they are dense; a lone entry takes 32, and its share
+ * of the nodes above.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -35,6 +28,7 @@
 
 #include "qemu/osdep.h"
 #include "bsst/indirect-map.h"
+#include "indirect-leaf.h"
 
 #define FANOUT_BITS  6
 #define FANOUT       (1u << FANOUT_BITS)
@@ -43,34 +37,17 @@ QEMU_BUILD_BUG_ON(FANOUT != BSST_WORD_BLOCKS);
 /* Guest disks have less than 2^63 bytes */
 #define MAX_BLOCKS   (1ULL << (63 - BSST_PAGE_BITS))
 
-/* Arrays grow in steps of this; with the bitmap, malloc wastes nothing then */
-#define STEP_BYTES   16
-
 typedef struct Node {
     uint64_t bitmap;
-    /* The elements follow */
+    void *child[];      /* Node, or Leaf below level 1 */
 } Node;
 
 struct IndirectMap {
-    Node *root;         /* NULL if the map is empty */
-    unsigned height;    /* levels of the tree, 0 if it is empty */
+    void *root;         /* NULL if the map is empty */
+    unsigned height;    /* levels of the tree, 0 if it is empty; 1: a leaf */
     uint64_t count;
-    size_t heap_bytes;  /* of all nodes */
+    size_t heap_bytes;  /* of all nodes and leaves */
 };
-
-/*
- * The compiler's own popcount is a function with a table where the target need
- * not have the instruction.  This touches no memory.
- */
-static inline unsigned count_ones(uint64_t bits)
-{
-    const uint64_t pairs = 0x3333333333333333ULL;
-
-    bits -= (bits >> 1) & 0x5555555555555555ULL;
-    bits = (bits & pairs) + ((bits >> 2) & pairs);
-    bits = (bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
-    return (bits * 0x0101010101010101ULL) >> 56;
-}
 
 static inline unsigned part_of(uint64_t block, unsigned level)
 {
@@ -82,47 +59,34 @@ static inline bool node_has(const Node *node, unsigned part)
     return (node->bitmap >> part) & 1;
 }
 
-/* Number of elements before that of @part */
-static inline unsigned node_rank(const Node *node, unsigned part)
+/* Where the child of @part is, or is to be */
+static inline void **node_child(Node *node, unsigned part)
 {
-    return count_ones(node->bitmap & ((1ULL << part) - 1));
+    return node->child + count_ones(node->bitmap & ((1ULL << part) - 1));
 }
 
-static inline Node **node_child(const Node *node, unsigned part)
+static size_t node_bytes(unsigned n)
 {
-    return (Node **)(node + 1) + node_rank(node, part);
-}
-
-static inline BsstSlot *node_slot(const Node *node, unsigned part)
-{
-    return (BsstSlot *)(node + 1) + node_rank(node, part);
-}
-
-static size_t node_bytes(unsigned n, size_t elem_size)
-{
-    size_t bytes = n * elem_size, room = STEP_BYTES;
+    unsigned room = 2;
 
     if (!n) {
         return 0;
     }
-    if (elem_size == sizeof(BsstSlot)) {
-        room = (bytes + STEP_BYTES - 1) & ~(STEP_BYTES - 1ul);
-    }
-    while (room < bytes) {
+    while (room < n) {
         room *= 2;
     }
-    return sizeof(Node) + room;
+    return sizeof(Node) + room * sizeof(void *);
 }
 
 /*
- * Make room in the node at *@link for @to elements of @elem_size, where it had
- * room for @from.  Zero elements are no node at all, NULL.
+ * Make room in the node at *@link for @to children, where it had room for
+ * @from.  Zero children are no node at all, NULL.
  */
 static void node_resize(IndirectMap *map, Node **link, unsigned from,
-                        unsigned to, size_t elem_size)
+                        unsigned to)
 {
-    size_t old_bytes = node_bytes(from, elem_size);
-    size_t new_bytes = node_bytes(to, elem_size);
+    size_t old_bytes = node_bytes(from);
+    size_t new_bytes = node_bytes(to);
 
     if (old_bytes == new_bytes) {
         return;
@@ -136,51 +100,41 @@ static void node_resize(IndirectMap *map, Node **link, unsigned from,
     map->heap_bytes += new_bytes + (to ? sizeof(size_t) : 0);
 }
 
-/*
- * Add an element for @part, which has none, to the node at *@link.
- *
- * Returns it, filled with zeroes.
- */
-static void *node_add(IndirectMap *map, Node **link, unsigned part,
-                      size_t elem_size)
+/* Add a child for @part, NULL, to the node at *@link, which has none for it. */
+static void **node_add(IndirectMap *map, Node **link, unsigned part)
 {
     unsigned n = *link ? count_ones((*link)->bitmap) : 0;
-    unsigned rank;
-    char *elem;
+    void **child;
 
-    node_resize(map, link, n, n + 1, elem_size);
-    rank = node_rank(*link, part);
-    elem = (char *)(*link + 1) + rank * elem_size;
-    memmove(elem + elem_size, elem, (n - rank) * elem_size);
-    memset(elem, 0, elem_size);
+    node_resize(map, link, n, n + 1);
+    child = node_child(*link, part);
+    memmove(child + 1, child, (char *)((*link)->child + n) - (char *)child);
+    *child = NULL;
     (*link)->bitmap |= 1ULL << part;
-    return elem;
+    return child;
 }
 
-/*
- * Take the elements of @parts, which lie side by side, out of the node at
- * *@link, NULL if they were the last.
- */
-static void node_del(IndirectMap *map, Node **link, uint64_t parts,
-                     size_t elem_size)
+/* Take the child of @part out of the node at *@link, NULL if it was the last. */
+static void node_del(IndirectMap *map, Node **link, unsigned part)
 {
     unsigned n = count_ones((*link)->bitmap);
-    unsigned k = count_ones((*link)->bitmap & parts);
-    unsigned rank = node_rank(*link, __builtin_ctzll(parts));
-    char *elem = (char *)(*link + 1) + rank * elem_size;
+    void **child = node_child(*link, part);
 
-    memmove(elem, elem + k * elem_size, (n - rank - k) * elem_size);
-    (*link)->bitmap &= ~parts;
-    node_resize(map, link, n, n - k, elem_size);
+    memmove(child, child + 1,
+            (char *)((*link)->child + n) - (char *)(child + 1));
+    (*link)->bitmap &= ~(1ULL << part);
+    node_resize(map, link, n, n - 1);
 }
 
-static void node_free(Node *node, unsigned level)
+/* @level is that of the node; a leaf has 0. */
+static void node_free(void *node, unsigned level)
 {
-    unsigned i, n = count_ones(node->bitmap);
-
     if (level > 0) {
+        Node *inner = node;
+        unsigned i, n = count_ones(inner->bitmap);
+
         for (i = 0; i < n; i++) {
-            node_free(((Node **)(node + 1))[i], level - 1);
+            node_free(inner->child[i], level - 1);
         }
     }
     g_free(node);
@@ -206,9 +160,9 @@ static inline bool map_covers(const IndirectMap *map, uint64_t block)
 }
 
 /* Return the leaf for @block, or NULL. */
-static const Node *map_leaf(const IndirectMap *map, uint64_t block)
+static const Leaf *map_leaf(const IndirectMap *map, uint64_t block)
 {
-    const Node *node = map->root;
+    void *node = map->root;
     unsigned level, part;
 
     if (!map_covers(map, block)) {
@@ -227,12 +181,11 @@ static const Node *map_leaf(const IndirectMap *map, uint64_t block)
 /* Let the tree be high enough for @block. */
 static void map_grow(IndirectMap *map, uint64_t block)
 {
-    Node *root;
-
     while (!map->height || block >> (map->height * FANOUT_BITS)) {
         if (map->root) {
-            root = NULL;
-            *(Node **)node_add(map, &root, 0, sizeof(Node *)) = map->root;
+            Node *root = NULL;
+
+            *node_add(map, &root, 0) = map->root;
             map->root = root;
         }
         map->height++;
@@ -241,108 +194,98 @@ static void map_grow(IndirectMap *map, uint64_t block)
 
 BsstSlot indirect_map_lookup(const IndirectMap *map, uint64_t block)
 {
-    const Node *leaf = map_leaf(map, block);
-    unsigned part = part_of(block, 0);
-
-    return leaf && node_has(leaf, part) ? *node_slot(leaf, part)
-                                        : BSST_SLOT_NONE;
+    return leaf_get(map_leaf(map, block), part_of(block, 0));
 }
 
 /* Return where the leaf for @block hangs; NULL is there if it has none. */
-static Node **map_make_link(IndirectMap *map, uint64_t block)
+static Leaf **map_make_link(IndirectMap *map, uint64_t block)
 {
-    Node **link = &map->root;
+    void **link = &map->root;
     unsigned level;
 
     map_grow(map, block);
     for (level = map->height - 1; level > 0; level--) {
         unsigned part = part_of(block, level);
+        Node **node = (Node **)link;
 
-        link = *link && node_has(*link, part)
-               ? node_child(*link, part)
-               : node_add(map, link, part, sizeof(Node *));
+        link = *node && node_has(*node, part) ? node_child(*node, part)
+                                              : node_add(map, node, part);
     }
-    return link;
+    return (Leaf **)link;
+}
+
+/*
+ * Let the parts in @mask of the word of @block be held by @slot[], from part
+ * @first on.  Returns how many had a slot.
+ */
+static unsigned map_put(IndirectMap *map, uint64_t block, uint64_t mask,
+                        const BsstSlot *slot, unsigned first)
+{
+    Leaf **link = map_make_link(map, block);
+    unsigned again = *link ? count_ones((*link)->bitmap & mask) : 0;
+
+    leaf_put(link, &map->heap_bytes, mask, slot, first);
+    map->count += count_ones(mask) - again;
+    return again;
+}
+
+/* Take parts in @mask, one of which it has, out of the leaf for @block. */
+static void map_drop(IndirectMap *map, uint64_t block, uint64_t mask)
+{
+    /* The pointer to the node of each level on the way; 2^51 needs 9 */
+    void **link[64 / FANOUT_BITS];
+    Leaf **leaf;
+    unsigned level;
+
+    link[map->height - 1] = &map->root;
+    for (level = map->height - 1; level > 0; level--) {
+        link[level - 1] = node_child(*link[level], part_of(block, level));
+    }
+    leaf = (Leaf **)link[0];
+    map->count -= count_ones((*leaf)->bitmap & mask);
+    leaf_drop(leaf, &map->heap_bytes, mask);
+    while (++level < map->height && !*link[level - 1]) {
+        node_del(map, (Node **)link[level], part_of(block, level));
+    }
+    if (!map->root) {
+        map->height = 0;
+    }
+}
+
+/* @n parts from @part on */
+static uint64_t run_mask(unsigned part, unsigned n)
+{
+    return ~0ULL >> (FANOUT - n) << part;
 }
 
 BsstSlot indirect_map_insert(IndirectMap *map, uint64_t block, BsstSlot slot)
 {
-    BsstSlot *elem, old = BSST_SLOT_NONE;
-    unsigned part = part_of(block, 0);
-    Node **link;
+    BsstSlot old;
 
-    assert(block < MAX_BLOCKS && slot != BSST_SLOT_NONE);
-    link = map_make_link(map, block);
-    if (*link && node_has(*link, part)) {
-        elem = node_slot(*link, part);
-        old = *elem;
-    } else {
-        elem = node_add(map, link, part, sizeof(BsstSlot));
-        map->count++;
-    }
-    *elem = slot;
+    indirect_map_insert_run(map, block, &slot, 1, &old);
     return old;
-}
-
-/* The elements of the parts in @mask, as far as there are any. */
-static void leaf_old_slots(uint64_t bitmap, uint64_t mask, const BsstSlot *elem,
-                           BsstSlot *old)
-{
-    for (; mask; mask &= mask - 1) {
-        bool has = bitmap & mask & -mask;
-
-        *old++ = has ? *elem++ : BSST_SLOT_NONE;
-    }
-}
-
-/*
- * Make room for @n blocks of one leaf.  Their elements stand side by side then,
- * and those that some of them had before are in @old (NULL: none had).  Returns
- * the first, and the number of those that had one.
- */
-static BsstSlot *leaf_open_run(IndirectMap *map, uint64_t block, unsigned n,
-                               BsstSlot *old, unsigned *replaced)
-{
-    Node **link = map_make_link(map, block);
-    unsigned part = part_of(block, 0);
-    uint64_t mask = (n < FANOUT ? (1ULL << n) - 1 : ~0ULL) << part;
-    uint64_t bitmap = *link ? (*link)->bitmap : 0;
-    unsigned have = count_ones(bitmap);
-    unsigned rank;
-    BsstSlot *elem;
-
-    *replaced = count_ones(bitmap & mask);
-    /* The array never shrinks here: first all that is new gets its room. */
-    node_resize(map, link, have, have + n - *replaced, sizeof(BsstSlot));
-    rank = node_rank(*link, part);
-    elem = (BsstSlot *)(*link + 1) + rank;
-    if (*replaced) {
-        leaf_old_slots(bitmap, mask, elem, old);
-    } else if (old) {
-        memset(old, 0xff, n * sizeof(BsstSlot));        /* BSST_SLOT_NONE */
-    }
-    memmove(elem + n, elem + *replaced,
-            (have - rank - *replaced) * sizeof(BsstSlot));
-    (*link)->bitmap = bitmap | mask;
-    map->count += n - *replaced;
-    return elem;
 }
 
 unsigned indirect_map_insert_run(IndirectMap *map, uint64_t block,
                                  const BsstSlot *slot, unsigned n,
                                  BsstSlot *old)
 {
-    unsigned i, piece, again, replaced = 0;
+    unsigned i, piece, replaced = 0;
 
     assert(block <= MAX_BLOCKS - n);
     for (i = 0; i < n; i++) {
         assert(slot[i] != BSST_SLOT_NONE);
     }
     for (i = 0; i < n; i += piece) {
-        piece = MIN(n - i, FANOUT - part_of(block + i, 0));
-        memcpy(leaf_open_run(map, block + i, piece, old + i, &again), slot + i,
-               piece * sizeof(*slot));
-        replaced += again;
+        const Leaf *leaf = map_leaf(map, block + i);
+        unsigned k, part = part_of(block + i, 0);
+
+        piece = MIN(n - i, FANOUT - part);
+        for (k = 0; k < piece; k++) {
+            old[i + k] = leaf_get(leaf, part + k);
+        }
+        replaced += map_put(map, block + i, run_mask(part, piece), slot + i,
+                            part);
     }
     return replaced;
 }
@@ -350,145 +293,71 @@ unsigned indirect_map_insert_run(IndirectMap *map, uint64_t block,
 void indirect_map_fill(IndirectMap *map, uint64_t block, unsigned n,
                        BsstSlot slot)
 {
-    unsigned i, k, piece, again;
-    BsstSlot *elem;
+    BsstSlot same[FANOUT];
+    unsigned i, piece;
 
     assert(block <= MAX_BLOCKS - n && slot != BSST_SLOT_NONE);
+    for (i = 0; i < MIN(n, FANOUT); i++) {
+        same[i] = slot;
+    }
     for (i = 0; i < n; i += piece) {
-        piece = MIN(n - i, FANOUT - part_of(block + i, 0));
-        elem = leaf_open_run(map, block + i, piece, NULL, &again);
+        unsigned again, part = part_of(block + i, 0);
+
+        piece = MIN(n - i, FANOUT - part);
+        again = map_put(map, block + i, run_mask(part, piece), same, part);
         assert(!again);
-        for (k = 0; k < piece; k++) {
-            elem[k] = slot;
-        }
     }
-}
-
-/* Take @parts, which it has, out of the leaf for @block. */
-static void leaf_remove(IndirectMap *map, uint64_t block, uint64_t parts)
-{
-    /* The pointer to the node of each level on the way; 2^51 needs 9 */
-    Node **link[64 / FANOUT_BITS];
-    unsigned level;
-
-    link[map->height - 1] = &map->root;
-    for (level = map->height - 1; level > 0; level--) {
-        link[level - 1] = node_child(*link[level], part_of(block, level));
-    }
-    node_del(map, link[0], parts, sizeof(BsstSlot));
-    while (++level < map->height && !*link[level - 1]) {
-        node_del(map, link[level], 1ULL << part_of(block, level),
-                 sizeof(Node *));
-    }
-    if (!map->root) {
-        map->height = 0;
-    }
-    map->count -= count_ones(parts);
 }
 
 BsstSlot indirect_map_remove(IndirectMap *map, uint64_t block)
 {
-    BsstSlot old = indirect_map_lookup(map, block);
+    BsstSlot old;
 
-    if (old != BSST_SLOT_NONE) {
-        leaf_remove(map, block, 1ULL << part_of(block, 0));
-    }
+    indirect_map_remove_run(map, block, 1, &old);
     return old;
-}
-
-/* @n blocks of one leaf.  Returns how many of them it had. */
-static unsigned leaf_remove_run(IndirectMap *map, uint64_t block, unsigned n,
-                                BsstSlot *old)
-{
-    const Node *leaf = map_leaf(map, block);
-    unsigned i, part = part_of(block, 0);
-    uint64_t parts = 0;
-
-    for (i = 0; i < n; i++) {
-        old[i] = BSST_SLOT_NONE;
-        if (leaf && node_has(leaf, part + i)) {
-            old[i] = *node_slot(leaf, part + i);
-            parts |= 1ULL << (part + i);
-        }
-    }
-    if (parts) {
-        leaf_remove(map, block, parts);
-    }
-    return count_ones(parts);
 }
 
 unsigned indirect_map_remove_run(IndirectMap *map, uint64_t block, unsigned n,
                                  BsstSlot *old)
 {
-    unsigned i, piece, removed = 0;
+    unsigned i, k, piece, removed = 0;
 
     for (i = 0; i < n; i += piece) {
-        piece = MIN(n - i, FANOUT - part_of(block + i, 0));
-        removed += leaf_remove_run(map, block + i, piece, old + i);
+        const Leaf *leaf = map_leaf(map, block + i);
+        unsigned part = part_of(block + i, 0);
+        uint64_t had;
+
+        piece = MIN(n - i, FANOUT - part);
+        for (k = 0; k < piece; k++) {
+            old[i + k] = leaf_get(leaf, part + k);
+        }
+        had = leaf ? leaf->bitmap & run_mask(part, piece) : 0;
+        if (had) {
+            map_drop(map, block + i, had);
+        }
+        removed += count_ones(had);
     }
     return removed;
-}
-
-/* The blocks in @mask that have a slot in @slot[] */
-static uint64_t slots_mask(uint64_t mask, const BsstSlot *slot)
-{
-    uint64_t set = 0;
-
-    for (; mask; mask &= mask - 1) {
-        if (slot[__builtin_ctzll(mask)] != BSST_SLOT_NONE) {
-            set |= mask & -mask;
-        }
-    }
-    return set;
-}
-
-/*
- * The elements of a leaf with the parts @all, where those in @set are from
- * @slot[], and the others from @leaf.  Returns their number.
- */
-static unsigned leaf_merge(const Node *leaf, uint64_t all, uint64_t set,
-                           const BsstSlot *slot, BsstSlot *elem)
-{
-    uint64_t old = leaf ? leaf->bitmap : 0, rest;
-    const BsstSlot *old_elem = (const BsstSlot *)(leaf + 1);
-    BsstSlot *next = elem;
-
-    for (rest = all | old; rest; rest &= rest - 1) {
-        uint64_t bit = rest & -rest;
-
-        if (all & bit) {
-            *next++ = set & bit ? slot[__builtin_ctzll(rest)] : *old_elem;
-        }
-        old_elem += (old & bit) != 0;
-    }
-    return next - elem;
 }
 
 void indirect_map_set_word(IndirectMap *map, uint64_t block, uint64_t mask,
                            const BsstSlot *slot)
 {
-    const Node *leaf = map_leaf(map, block);
-    uint64_t old = leaf ? leaf->bitmap : 0;
-    uint64_t set = slots_mask(mask, slot);
-    uint64_t all = (old & ~mask) | set;
-    BsstSlot elem[FANOUT];
-    unsigned n, have;
-    Node **link;
+    const Leaf *leaf = map_leaf(map, block);
+    uint64_t set = 0, rest;
 
     assert(block % FANOUT == 0 && block < MAX_BLOCKS);
-    if (!all) {
-        if (old) {
-            leaf_remove(map, block, old);
+    for (rest = mask; rest; rest &= rest - 1) {
+        if (slot[__builtin_ctzll(rest)] != BSST_SLOT_NONE) {
+            set |= rest & -rest;
         }
-        return;
     }
-    n = leaf_merge(leaf, all, set, slot, elem);
-    have = count_ones(old);
-    link = map_make_link(map, block);
-    node_resize(map, link, have, n, sizeof(BsstSlot));
-    memcpy(*link + 1, elem, n * sizeof(BsstSlot));
-    (*link)->bitmap = all;
-    map->count += (uint64_t)n - have;
+    if (leaf && (leaf->bitmap & mask & ~set)) {
+        map_drop(map, block, mask & ~set);
+    }
+    if (set) {
+        map_put(map, block, set, slot, 0);
+    }
 }
 
 /*
@@ -496,18 +365,19 @@ void indirect_map_set_word(IndirectMap *map, uint64_t block, uint64_t mask,
  *
  * Returns its leaf, or NULL if there is none.
  */
-static const Node *map_seek(const IndirectMap *map, uint64_t *block)
+static const Leaf *map_seek(const IndirectMap *map, uint64_t *block)
 {
-    const Node *node;
     unsigned level, shift;
     uint64_t rest;
+    void *node;
 
     /* Each round goes down until a node has nothing left, then steps over it */
     while (map_covers(map, *block)) {
         node = map->root;
         for (level = map->height - 1; ; level--) {
             shift = level * FANOUT_BITS;
-            rest = node->bitmap >> part_of(*block, level);
+            /* A leaf's bitmap is at its beginning, as a node's is */
+            rest = *(uint64_t *)node >> part_of(*block, level);
             if (!rest) {
                 shift += FANOUT_BITS;
                 *block = ((*block >> shift) + 1) << shift;
@@ -528,7 +398,7 @@ static const Node *map_seek(const IndirectMap *map, uint64_t *block)
 bool indirect_map_next(const IndirectMap *map, uint64_t block,
                        uint64_t *found, BsstSlot *slot)
 {
-    const Node *leaf = map_seek(map, &block);
+    const Leaf *leaf = map_seek(map, &block);
 
     if (!leaf) {
         return false;
@@ -537,30 +407,26 @@ bool indirect_map_next(const IndirectMap *map, uint64_t block,
         *found = block;
     }
     if (slot) {
-        *slot = *node_slot(leaf, part_of(block, 0));
+        *slot = leaf_get(leaf, part_of(block, 0));
     }
     return true;
 }
 
 unsigned indirect_map_next_slots(const IndirectMap *map, uint64_t *block,
-                                 const BsstSlot **slot)
+                                 BsstSlot *slot)
 {
-    const Node *leaf = map_seek(map, block);
+    const Leaf *leaf = map_seek(map, block);
     unsigned part = part_of(*block, 0);
 
-    if (!leaf) {
-        return 0;
-    }
-    *slot = node_slot(leaf, part);
     *block += FANOUT - part;
-    return count_ones(leaf->bitmap >> part);
+    return leaf ? leaf_list(leaf, part, slot) : 0;
 }
 
 /* Return how many blocks from @block on, at most @max, are in the map. */
 static uint64_t map_run(const IndirectMap *map, uint64_t block, uint64_t max)
 {
     uint64_t run = 0, gaps;
-    const Node *leaf;
+    const Leaf *leaf;
     unsigned part;
 
     while (run < max) {
@@ -593,20 +459,7 @@ uint64_t indirect_map_extent(const IndirectMap *map, uint64_t block,
 uint64_t indirect_map_word(const IndirectMap *map, uint64_t block,
                            BsstSlot except)
 {
-    const Node *leaf = map_leaf(map, block);
-    uint64_t bits = 0, rest;
-    const BsstSlot *elem;
-
-    if (!leaf || except == BSST_SLOT_NONE) {
-        return leaf ? leaf->bitmap : 0;
-    }
-    elem = (const BsstSlot *)(leaf + 1);
-    for (rest = leaf->bitmap; rest; rest &= rest - 1) {
-        if (*elem++ != except) {
-            bits |= rest & -rest;
-        }
-    }
-    return bits;
+    return leaf_except(map_leaf(map, block), except);
 }
 
 uint64_t indirect_map_count(const IndirectMap *map)

@@ -91,12 +91,12 @@ uint64_t indirect_map_word(const IndirectMap *map, uint64_t block,
                            BsstSlot except);
 
 /*
- * All slots, a few at a time: let *@slot be those of the first entries at or
- * after *@block, and move *@block behind them.  They are valid until @map
- * changes.  Returns how many, at most BSST_WORD_BLOCKS; 0 at the end.
+ * All slots, a few at a time: let @slot[] (room for BSST_WORD_BLOCKS) be those
+ * of the first entries at or after *@block, and move *@block behind them.
+ * Returns how many, at most BSST_WORD_BLOCKS; 0 at the end.
  */
 unsigned indirect_map_next_slots(const IndirectMap *map, uint64_t *block,
-                                 const BsstSlot **slot);
+                                 BsstSlot *slot);
 
 /* Number of entries. */
 uint64_t indirect_map_count(const IndirectMap *map);

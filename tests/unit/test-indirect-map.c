@@ -104,9 +104,9 @@ static void check_next(const Pair *p, uint64_t block)
 static void check_next_slots(const Pair *p, uint64_t block)
 {
     unsigned i = shadow_find(p, block), n, k;
-    const BsstSlot *slot;
+    BsstSlot slot[BSST_WORD_BLOCKS];
 
-    n = indirect_map_next_slots(p->map, &block, &slot);
+    n = indirect_map_next_slots(p->map, &block, slot);
     g_assert_cmpint(n > 0, ==, i < p->shadow->len);
     for (k = 0; k < n; k++) {
         g_assert_cmpuint(slot[k], ==, entry_at(p, i + k)->slot);
@@ -168,8 +168,7 @@ static void check_around(const Pair *p, uint64_t block, uint64_t max)
 static void check_all(const Pair *p)
 {
     uint64_t block = 0;
-    const BsstSlot *slots;
-    BsstSlot slot;
+    BsstSlot slots[BSST_WORD_BLOCKS], slot;
     unsigned i, n;
 
     for (i = 0; indirect_map_next(p->map, block, &block, &slot); i++) {
@@ -180,8 +179,8 @@ static void check_all(const Pair *p)
     }
     g_assert_cmpuint(i, ==, p->shadow->len);
 
-    for (i = 0, block = 0; (n = indirect_map_next_slots(p->map, &block,
-                                                        &slots)); i += n) {
+    for (i = 0, block = 0; (n = indirect_map_next_slots(p->map, &block, slots));
+         i += n) {
         g_assert_cmpuint(i + n, <=, p->shadow->len);
         for (unsigned k = 0; k < n; k++) {
             g_assert_cmpuint(slots[k], ==, entry_at(p, i + k)->slot);
@@ -211,6 +210,12 @@ static void pair_insert(Pair *p, uint64_t block, BsstSlot slot)
     }
 }
 
+/* What slots are if they follow each other as the blocks do */
+static BsstSlot slot_in_row(uint64_t block)
+{
+    return block % (1U << 31);
+}
+
 /* One slot for @n blocks, if none of them is in the map */
 static void pair_fill(Pair *p, uint64_t block, BsstSlot slot, unsigned n)
 {
@@ -228,7 +233,10 @@ static void pair_fill(Pair *p, uint64_t block, BsstSlot slot, unsigned n)
     }
 }
 
-/* The same as @n times pair_insert(), on a map that is compared afterwards */
+/*
+ * The same as @n times pair_insert(), on a map that is compared afterwards.
+ * The slots are in no order, in a row as the blocks are, or the same.
+ */
 static void pair_insert_run(Pair *p, uint64_t block, BsstSlot slot, unsigned n)
 {
     g_autofree BsstSlot *slots = g_new(BsstSlot, n);
@@ -236,7 +244,8 @@ static void pair_insert_run(Pair *p, uint64_t block, BsstSlot slot, unsigned n)
     unsigned k, replaced, seen = 0;
 
     for (k = 0; k < n; k++) {
-        slots[k] = slot ^ k;
+        slots[k] = slot % 4 == 0 ? slot ^ k : slot % 4 == 1 ? slot
+                                 : slot_in_row(block + k) + slot % 8 / 4;
     }
     replaced = indirect_map_insert_run(p->map, block, slots, n, old);
     for (k = 0; k < n; k++) {
@@ -298,6 +307,7 @@ static void pair_set_word(Pair *p, GRand *rand, uint64_t block)
     uint64_t mask = (uint64_t)g_rand_int(rand) << 32 | g_rand_int(rand);
     BsstSlot slot[BSST_WORD_BLOCKS];
     unsigned removed = g_rand_int(rand) % 4;
+    bool in_a_row = g_rand_boolean(rand);
 
     block &= ~63ULL;
     if (g_rand_int(rand) % 4 == 0) {
@@ -306,7 +316,8 @@ static void pair_set_word(Pair *p, GRand *rand, uint64_t block)
     for (unsigned k = 0; k < BSST_WORD_BLOCKS; k++) {
         bool remove = removed == 3 || g_rand_int(rand) % 4 < removed;
 
-        slot[k] = remove ? BSST_SLOT_NONE : g_rand_int(rand) >> 1;
+        slot[k] = remove ? BSST_SLOT_NONE : in_a_row ? slot_in_row(block + k)
+                                          : g_rand_int(rand) >> 1;
     }
     indirect_map_set_word(p->map, block, mask, slot);
     for (unsigned k = 0; k < BSST_WORD_BLOCKS; k++) {
@@ -379,7 +390,9 @@ static void random_operation(Pair *p, GRand *rand, bool growing)
     }
     for (i = 0; i < n; i++) {
         if (insert) {
-            pair_insert(p, block + i, g_rand_int(rand) & ~1u);
+            pair_insert(p, block + i, g_rand_boolean(rand)
+                                      ? slot_in_row(block + i)
+                                      : g_rand_int(rand) & ~1u);
         } else {
             pair_remove(p, block + i);
         }
@@ -506,12 +519,20 @@ static void test_bytes(void)
     for (i = 0; i < n; i++) {
         indirect_map_insert(map, i, i);
     }
-    g_assert_cmpuint(indirect_map_bytes(map), <, n * 9 / 2);
+    g_assert_cmpuint(indirect_map_bytes(map), <, n * 2 / 3);
     for (i = 0; i < n; i += 2) {
         indirect_map_remove(map, i);
     }
-    g_assert_cmpuint(indirect_map_bytes(map), <, n / 2 * 5);
+    g_assert_cmpuint(indirect_map_bytes(map), <, n * 2 / 3);
     for (i = 1; i < n; i += 2) {
+        indirect_map_insert(map, i, i / 2);
+    }
+    g_assert_cmpuint(indirect_map_bytes(map), <, n / 2 * 11 / 2);
+    for (i = 0; i < n; i++) {
+        indirect_map_insert(map, i, i ^ 1);
+    }
+    g_assert_cmpuint(indirect_map_bytes(map), <, n * 47 / 10);
+    for (i = 0; i < n; i++) {
         indirect_map_remove(map, i);
     }
     g_assert_cmpuint(indirect_map_bytes(map), ==, empty_bytes);
