@@ -228,6 +228,14 @@ static bool store_verify(BsstStore *s, BsstSlot first, uint32_t n,
     return ok;
 }
 
+bool bsst_store_slot_matches(BsstStore *s, BsstSlot slot, const void *buf)
+{
+    uint64_t sum = bsst_checksum(buf, BSST_PAGE_SIZE);
+    QEMU_LOCK_GUARD(&s->lock);
+
+    return slot_table_checksum(s->slots, slot) == sum;
+}
+
 static int coroutine_fn store_co_readv(BsstStore *s, BsstSlot first, uint32_t n,
                                        QEMUIOVector *qiov)
 {

@@ -55,6 +55,7 @@ typedef struct BsstWrite {
     unsigned slots;
     unsigned buffers;
     unsigned zeroes;
+    unsigned clean;             /* of the slots: the page is there, too */
     unsigned loaded;            /* absent, but brought in */
 
     unsigned reserved;          /* entries that the journal expects */
@@ -102,6 +103,7 @@ static void bsst_write_count(BsstWrite *w)
         w->slot[i] = kind == BSST_PAGE_SLOT ? w->claim[i].slot
                                             : BSST_SLOT_NONE;
         w->slots += kind == BSST_PAGE_SLOT;
+        w->clean += kind == BSST_PAGE_SLOT && w->claim[i].bound;
         w->buffers += kind == BSST_PAGE_BUFFER;
         w->zeroes += kind == BSST_PAGE_ZERO;
     }
@@ -182,7 +184,7 @@ static void bsst_write_drop_slots(BsstWrite *w)
             w->slot[i] = BSST_SLOT_NONE;
         }
     }
-    w->slots = 0;
+    w->slots = w->clean = 0;
 }
 
 /* Find out for each whole block where its data are. */
@@ -206,7 +208,7 @@ static void coroutine_fn bsst_write_claim(BsstWrite *w)
         pager->ops->claim(pager, w->page, w->claim, w->n);
     } else {
         for (i = 0; i < w->n; i++) {
-            w->claim[i].kind = BSST_PAGE_PRESENT;
+            w->claim[i] = (BsstPageClaim) { .kind = BSST_PAGE_PRESENT };
         }
         if (pager) {
             bsst_write_load(w);
@@ -247,7 +249,7 @@ static void coroutine_fn GRAPH_RDLOCK bsst_write_plan(BsstWrite *w)
 {
     bsst_write_claim(w);
     if (w->slots && !bsst_write_reserve(w)) {
-        w->loaded = w->slots;
+        w->loaded = w->slots - w->clean;
         bsst_write_drop_slots(w);
     }
     trace_bsst_write(w->bs, w->offset, w->bytes, w->slots, w->buffers,
@@ -423,7 +425,8 @@ static void bsst_write_account(BsstWrite *w)
     BDRVBsstState *s = w->bs->opaque;
 
     stat64_add(&s->double_paged_pages, w->slots);
-    stat64_add(&s->avoided_bytes, 2ULL * w->slots * BSST_PAGE_SIZE);
+    stat64_add(&s->avoided_bytes,
+               (2ULL * w->slots - w->clean) * BSST_PAGE_SIZE);
     stat64_add(&s->buffered_pages, w->buffers);
     stat64_add(&s->zero_pages, w->zeroes);
     stat64_add(&s->loaded_pages, w->loaded);

@@ -54,11 +54,18 @@ void pager_set_regions(Pager *p, const PagerRegion *list, unsigned n)
     page_table_init(&p->pages, next);
 }
 
-static void release_chunk_locked(Pager *p, uint64_t page, uint64_t n)
+/* Slots that pages were bound to are added to @slots. */
+static void release_chunk_locked(Pager *p, uint64_t page, uint64_t n,
+                                 GArray *slots)
 {
     for (uint64_t i = page; i < page + n; i++) {
+        BsstSlot slot;
+
         while (page_in_transit(&p->pages, i)) {
             pager_wait_transit_locked(p);
+        }
+        if (pager_unbind_locked(p, i, &slot)) {
+            g_array_append_val(slots, slot);
         }
         if (page_state(&p->pages, i) != PAGE_NONE) {
             page_release(&p->pages, i);
@@ -74,10 +81,12 @@ static void release_chunk_locked(Pager *p, uint64_t page, uint64_t n)
 static void disarm_chunk(Pager *p, uint64_t page, uint64_t n)
 {
     uint8_t *addr = pager_addr(p, page);
+    g_autoptr(GArray) slots = g_array_new(false, false, sizeof(BsstSlot));
 
     WITH_QEMU_LOCK_GUARD(&p->lock) {
-        release_chunk_locked(p, page, n);
+        release_chunk_locked(p, page, n, slots);
     }
+    bsst_slot_unref(p->store, (BsstSlot *)slots->data, slots->len);
     uffd_swapper_unregister(pager_shard(p, page)->uffd, addr,
                             n << BSST_PAGE_BITS);
 }
@@ -161,7 +170,7 @@ static int arm_chunk(Pager *p, uint64_t page, uint64_t n)
     int ret;
 
     ret = uffd_swapper_register(pager_shard(p, page)->uffd, addr,
-                                n << BSST_PAGE_BITS);
+                                n << BSST_PAGE_BITS, p->keep_clean);
     if (ret < 0) {
         return ret;
     }

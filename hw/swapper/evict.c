@@ -28,6 +28,8 @@
 #define PICK_TRIES      512
 /* Pages of one batch of moves. */
 #define EVICT_BATCH     64
+/* Bindings that are given up at a time where the store is short of slots. */
+#define GIVE_UP_BATCH   1024
 
 #define TICK_MS         20
 #define RETRY_MS        10
@@ -37,7 +39,11 @@
 typedef struct Move {
     uint64_t page;
     uint32_t frame;
-    uint32_t n;
+    uint32_t n;                 /* at most PAGER_WINDOW */
+    /* Bitmaps of pages that own a slot, and of those that still have its content */
+    uint64_t bound;
+    uint64_t clean;
+    BsstSlot slot[PAGER_WINDOW];
 } Move;
 
 static bool may_leave_locked(Pager *p, uint64_t page, bool forced)
@@ -56,6 +62,7 @@ static unsigned move_begin_locked(Pager *p, uint64_t page, uint64_t end,
     uint64_t run = page;
 
     m->n = 0;
+    m->bound = m->clean = 0;
     while (run < end && may_leave_locked(p, run, forced)) {
         run++;
     }
@@ -65,6 +72,9 @@ static unsigned move_begin_locked(Pager *p, uint64_t page, uint64_t end,
     m->page = page;
     m->n = frames_alloc(&p->frames, run - page, page, &m->frame);
     for (uint32_t i = 0; i < m->n; i++) {
+        if (pager_unbind_locked(p, page + i, &m->slot[i])) {
+            m->bound |= 1ull << i;
+        }
         page_evict_begin(&p->pages, page + i, m->frame + i);
     }
     if (!m->n) {
@@ -109,20 +119,61 @@ static void move_refused_locked(Pager *p, int err)
     }
 }
 
-/* One page has moved, or not (@err).  Brings it back if it was touched. */
-static void moved_locked(Pager *p, uint64_t page, uint32_t frame, int err)
+/* P9: before the move.  Which of the bound pages have not been written? */
+static void move_ask_clean(Pager *p, Move *m)
 {
-    bool touched;
+    if (m->bound) {
+        m->clean = m->bound & uffd_swapper_protected(p->pagemap_fd,
+                                                     pager_addr(p, m->page),
+                                                     m->n);
+    }
+}
+
+/* P9: after the move.  Were they written between our look and the move? */
+static void move_verify_clean(Pager *p, Move *m, uint32_t first, uint32_t n)
+{
+    for (uint32_t i = first; i < first + n; i++) {
+        if (m->clean >> i & 1 &&
+            !bsst_store_slot_matches(p->store, m->slot[i],
+                                     frame_addr(&p->frames, m->frame + i))) {
+            m->clean &= ~(1ull << i);
+            QEMU_LOCK_GUARD(&p->lock);
+            p->n.clean_refuted++;
+        }
+    }
+}
+
+/*
+ * Page @i of @m has moved, or not (@err).  Brings it back if it was touched.  A
+ * slot that still is its page's or its frame's leaves @m->bound.
+ */
+static void moved_locked(Pager *p, Move *m, uint32_t i, int err)
+{
+    uint64_t page = m->page + i;
+    uint32_t frame = m->frame + i;
+    bool bound = m->bound >> i & 1, kept = false, touched;
 
     if (!err) {
         p->n.evicted++;
         record_event_locked(p->record, page, RECORD_EVICT);
         touched = page_evict_done(&p->pages, page);
         frames_queue(&p->frames, frame);
+        kept = m->clean >> i & 1;
+        if (kept) {
+            p->frames.frame[frame].slot = m->slot[i];       /* P2 */
+        }
+        p->n.unbound_written += bound && !kept;
     } else {
         move_refused_locked(p, err);
         touched = page_evict_refused(&p->pages, page, err == ENOENT);
         frame_cancel(&p->frames, frame);
+        kept = bound && err != ENOENT;
+        if (kept) {
+            page_bind(&p->pages, page, m->slot[i]);         /* as it was */
+        }
+    }
+    if (kept) {
+        m->bound &= ~(1ull << i);
     }
     if (touched) {
         /* The fault is answered as if it came now. */
@@ -130,11 +181,25 @@ static void moved_locked(Pager *p, uint64_t page, uint32_t frame, int err)
     }
 }
 
+/* The slots that are left have no page any more. */
+static void move_unref_slots(Pager *p, Move *m)
+{
+    unsigned n = 0;
+
+    for (uint32_t i = 0; i < m->n; i++) {
+        if (m->bound >> i & 1) {
+            m->slot[n++] = m->slot[i];
+        }
+    }
+    bsst_slot_unref(p->store, m->slot, n);
+}
+
 /* Move the pages of @m; returns how many moved. */
-static unsigned do_move(Pager *p, const Move *m)
+static unsigned do_move(Pager *p, Move *m)
 {
     uint32_t done = 0, moved = 0;
 
+    move_ask_clean(p, m);
     while (done < m->n) {
         uint32_t n;
         int err;
@@ -144,18 +209,20 @@ static unsigned do_move(Pager *p, const Move *m)
                               pager_addr(p, m->page + done),
                               (size_t)(m->n - done) * BSST_PAGE_SIZE, &err)
             >> BSST_PAGE_BITS;
+        move_verify_clean(p, m, done, n);
         QEMU_LOCK_GUARD(&p->lock);
         for (uint32_t i = 0; i < n; i++) {
-            moved_locked(p, m->page + done + i, m->frame + done + i, 0);
+            moved_locked(p, m, done + i, 0);
         }
         done += n;
         moved += n;
         if (err && done < m->n) {
-            moved_locked(p, m->page + done, m->frame + done, err);
+            moved_locked(p, m, done, err);
             done++;
         }
         pager_transit_done_locked(p);
     }
+    move_unref_slots(p, m);
     return moved;
 }
 
@@ -196,8 +263,31 @@ static int compare_items(const void *a, const void *b)
     return x->page < y->page ? -1 : x->page > y->page;
 }
 
-/* Take the oldest victims; each frame gets a reference for the write. */
-static unsigned take_victims_locked(Pager *p, WriteItem *item, unsigned max)
+/*
+ * @page, a victim, has a slot with its content already: it needs no write.
+ * Returns false if not.
+ */
+static bool clean_out_locked(Pager *p, uint64_t page)
+{
+    uint32_t frame = page_ref(&p->pages, page);
+    BsstSlot slot = frame_take_slot(&p->frames, frame);
+
+    if (slot == BSST_SLOT_NONE) {
+        return false;
+    }
+    page_clean_out(&p->pages, page, slot);
+    record_event_locked(p->record, page, RECORD_STORE);
+    frame_unref(&p->frames, frame);
+    p->n.clean_outs++;
+    return true;
+}
+
+/*
+ * Take the oldest victims; each frame gets a reference for the write.  Counts
+ * those that leave without one in *@clean.
+ */
+static unsigned take_victims_locked(Pager *p, WriteItem *item, unsigned max,
+                                    unsigned *clean)
 {
     unsigned n = 0;
 
@@ -213,6 +303,10 @@ static unsigned take_victims_locked(Pager *p, WriteItem *item, unsigned max)
             page_state(&p->pages, page) != PAGE_VICTIM ||
             page_ref(&p->pages, page) != frame) {
             continue;   /* stale: the page went back */
+        }
+        if (clean_out_locked(p, page)) {
+            ++*clean;
+            continue;
         }
         page_write_begin(&p->pages, page);
         frame_ref(&p->frames, frame);
@@ -311,6 +405,17 @@ static int coroutine_fn write_co_run(Pager *p, const WriteItem *it, unsigned n,
 
 static void store_full_event(Pager *p, bool full);
 
+/* As bsst_slot_alloc().  Slots that are not needed are given up first (P10). */
+static unsigned alloc_slots(Pager *p, unsigned want, BsstSlot *first)
+{
+    unsigned n;
+
+    do {
+        n = bsst_slot_alloc(p->store, want, first);
+    } while (!n && pager_give_up_bound(p, GIVE_UP_BATCH));
+    return n;
+}
+
 /* Write all of @w.  Returns 0, or -errno if some pages stayed victims. */
 static int coroutine_fn write_co_all(WriteOut *w)
 {
@@ -321,7 +426,7 @@ static int coroutine_fn write_co_all(WriteOut *w)
     write_zeroes(w);
     while (done < w->n) {
         BsstSlot slot[PAGER_WRITE_BATCH], first;
-        unsigned n = bsst_slot_alloc(p->store, w->n - done, &first);
+        unsigned n = alloc_slots(p, w->n - done, &first);
         int ret = n ? write_co_run(p, &w->item[done], n, first) : -ENOSPC;
 
         if (ret == 0) {
@@ -362,15 +467,16 @@ static void coroutine_fn write_co_entry(void *opaque)
 static bool start_write(Pager *p)
 {
     WriteOut *w = g_new(WriteOut, 1);
+    unsigned clean = 0;
 
     w->p = p;
     WITH_QEMU_LOCK_GUARD(&p->lock) {
-        w->n = take_victims_locked(p, w->item, PAGER_WRITE_BATCH);
+        w->n = take_victims_locked(p, w->item, PAGER_WRITE_BATCH, &clean);
         p->writes += w->n != 0;
     }
     if (!w->n) {
         g_free(w);
-        return false;
+        return clean;
     }
     pager_co_start(p, p->writer_ctx, write_co_entry, w);
     return true;
@@ -429,9 +535,17 @@ void pager_reclaim_frames(Pager *p)
     uint32_t list[PAGER_WRITE_BATCH], n;
 
     do {
+        BsstSlot slot[PAGER_WRITE_BATCH];
+        unsigned nslots = 0;
+
         WITH_QEMU_LOCK_GUARD(&p->lock) {
             n = frames_take_dropped(&p->frames, list, ARRAY_SIZE(list));
+            for (uint32_t i = 0; i < n; i++) {
+                slot[nslots] = frame_take_slot(&p->frames, list[i]);
+                nslots += slot[nslots] != BSST_SLOT_NONE;
+            }
         }
+        bsst_slot_unref(p->store, slot, nslots);
         frames_give_back(&p->frames, list, n);
         WITH_QEMU_LOCK_GUARD(&p->lock) {
             frames_put_clean(&p->frames, list, n);
@@ -542,6 +656,21 @@ static void account_limit_locked(Pager *p, uint64_t now_ns)
     }
 }
 
+/* Others need slots, too, and stop before the store is full. */
+static void keep_reserve(Pager *p)
+{
+    uint32_t reserve = bsst_store_reserve_slots(p->store);
+    uint32_t nfree = bsst_store_nslots(p->store) -
+                     bsst_store_used_slots(p->store);
+
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        p->slots_short = nfree < (p->slots_short ? 2 * reserve : reserve);
+    }
+    if (nfree < reserve) {
+        pager_give_up_bound(p, GIVE_UP_BATCH);
+    }
+}
+
 static void writer_tick(void *opaque)
 {
     Pager *p = opaque;
@@ -567,6 +696,10 @@ static void writer_tick(void *opaque)
     }
     if (full && bsst_store_has_space(p->store)) {
         store_full_event(p, false);
+    }
+    if (armed) {
+        pager_sweep_bound(p);
+        keep_reserve(p);
     }
     if (!armed && limit && pager_near_limit(p)) {
         armed = pager_arm(p, false);
@@ -671,7 +804,8 @@ static void coroutine_fn forced_co_to_store(Pager *p, uint64_t page,
     w->n = 0;
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         for (; page < end && w->n < PAGER_WRITE_BATCH; page++) {
-            if (page_state(&p->pages, page) == PAGE_VICTIM) {
+            if (page_state(&p->pages, page) == PAGE_VICTIM &&
+                !clean_out_locked(p, page)) {
                 uint32_t frame = page_ref(&p->pages, page);
 
                 page_write_begin(&p->pages, page);

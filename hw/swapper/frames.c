@@ -40,7 +40,7 @@ bool frames_init(Frames *f, uint32_t n, Error **errp)
     if (f->uffd < 0) {
         return false;
     }
-    ret = uffd_swapper_register(f->uffd, f->base, bytes);
+    ret = uffd_swapper_register(f->uffd, f->base, bytes, false);
     if (ret < 0) {
         error_setg_errno(errp, -ret, "host-swapper could not register its "
                          "victim cache");
@@ -87,6 +87,7 @@ uint32_t frames_alloc(Frames *f, uint32_t want, uint32_t page,
     for (uint32_t i = start; i < end; i++) {
         f->frame[i].page = page + (i - start);
         f->frame[i].refs = 1;
+        f->frame[i].slot = BSST_SLOT_NONE;
     }
     *first = start;
     return end - start;
@@ -109,9 +110,18 @@ void frame_unref(Frames *f, uint32_t frame)
 void frame_cancel(Frames *f, uint32_t frame)
 {
     assert(f->frame[frame].refs == 1);
+    assert(f->frame[frame].slot == BSST_SLOT_NONE);
     f->frame[frame].refs = 0;
     set_bit(frame, f->free_map);
     f->nfree++;
+}
+
+BsstSlot frame_take_slot(Frames *f, uint32_t frame)
+{
+    BsstSlot slot = f->frame[frame].slot;
+
+    f->frame[frame].slot = BSST_SLOT_NONE;
+    return slot;
 }
 
 void frames_queue(Frames *f, uint32_t frame)

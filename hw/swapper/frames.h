@@ -21,6 +21,7 @@
 
 typedef struct Frame {
     uint32_t page;      /* page whose content this is or was */
+    BsstSlot slot;      /* has the same content; a reference is ours; or NONE */
     uint32_t refs:31;
     uint32_t queued:1;  /* in the queue of victims */
 } Frame;
@@ -70,6 +71,12 @@ void frame_ref(Frames *f, uint32_t frame);
 void frame_unref(Frames *f, uint32_t frame);
 /* Free a frame that nothing was moved into; its one reference goes too. */
 void frame_cancel(Frames *f, uint32_t frame);
+
+/*
+ * Take the slot of @frame, and the reference; BSST_SLOT_NONE if it has none.
+ * To be asked of each dropped frame.
+ */
+BsstSlot frame_take_slot(Frames *f, uint32_t frame);
 
 /* Append @frame to the queue of victims if it is not there. */
 void frames_queue(Frames *f, uint32_t frame);

@@ -316,6 +316,7 @@ static void swapper_complete(UserCreatable *uc, Error **errp)
         return;
     }
     s->pager->cluster = s->restore_cluster;
+    s->pager->keep_clean &= s->keep_clean;
     if (s->record) {
         s->pager->record = record_new(s->record, errp);
         if (!s->pager->record) {
@@ -529,6 +530,22 @@ static void set_tesseract(Object *obj, bool value, Error **errp)
     }
 }
 
+static bool get_keep_clean(Object *obj, Error **errp)
+{
+    return HOST_SWAPPER(obj)->keep_clean;
+}
+
+static void set_keep_clean(Object *obj, bool value, Error **errp)
+{
+    HostSwapper *s = HOST_SWAPPER(obj);
+
+    if (s->pager) {
+        error_setg(errp, "keep-clean cannot be changed");
+        return;
+    }
+    s->keep_clean = value;
+}
+
 static int get_aio(Object *obj, Error **errp)
 {
     return HOST_SWAPPER(obj)->aio;
@@ -603,6 +620,7 @@ static void swapper_init(Object *obj)
     s->fault_threads = DEFAULT_FAULT_THREADS;
     s->restore_cluster = DEFAULT_CLUSTER;
     s->tesseract = true;
+    s->keep_clean = true;
 }
 
 static void add_size(ObjectClass *oc, const char *name, size_t offset,
@@ -638,6 +656,10 @@ static void swapper_class_init(ObjectClass *oc, void *data)
                                    set_tesseract);
     object_class_property_set_description(oc, "tesseract",
         "Disk writes of swapped-out pages become indirections");
+    object_class_property_add_bool(oc, "keep-clean", get_keep_clean,
+                                   set_keep_clean);
+    object_class_property_set_description(oc, "keep-clean",
+        "Pages that are read back keep their slot until they are written");
     object_class_property_add_enum(oc, "aio", "BlockdevAioOptions",
                                    &BlockdevAioOptions_lookup, get_aio,
                                    set_aio);

@@ -32,13 +32,16 @@ static void G_NORETURN install_lost(Pager *p, void *addr, int ret)
     abort();
 }
 
-/* Copy @n pages to @page from @src, which is their only copy. */
+/*
+ * Copy @n pages to @page from @src, which is their only copy.  @bound: they are
+ * (P7).
+ */
 static void install_copy(PagerShard *sh, uint64_t page, const void *src,
-                         unsigned n)
+                         unsigned n, bool bound)
 {
     void *addr = pager_addr(sh->p, page);
     int ret = uffd_swapper_copy(sh->uffd, addr, src,
-                                (size_t)n * BSST_PAGE_SIZE);
+                                (size_t)n * BSST_PAGE_SIZE, bound);
 
     /* Nobody but us makes a page present that is INSTALLING (P6). */
     if (ret) {
@@ -61,16 +64,25 @@ static void install_done_locked(Pager *p, uint64_t page, unsigned n)
 
 /* From a frame.  Called and returns with the lock held. */
 
-static void install_frame_locked(PagerShard *sh, uint64_t page)
+static void install_frame_locked(PagerShard *sh, uint64_t page, bool is_write)
 {
     Pager *p = sh->p;
     uint32_t frame = page_ref(&p->pages, page);
+    BsstSlot slot = BSST_SLOT_NONE;
 
     policy_event(&p->policy, &p->pages, page, POLICY_HIT);
-    page_install_begin(&p->pages, page);
+    if (!is_write && pager_binds_locked(p)) {
+        slot = frame_take_slot(&p->frames, frame);
+    }
+    if (slot != BSST_SLOT_NONE) {
+        page_install_bound(&p->pages, page, slot);
+    } else {
+        page_install_begin(&p->pages, page);
+    }
     qemu_mutex_unlock(&p->lock);
     /* COPY, not MOVE: moving back costs several times as much. */
-    install_copy(sh, page, frame_addr(&p->frames, frame), 1);
+    install_copy(sh, page, frame_addr(&p->frames, frame), 1,
+                 slot != BSST_SLOT_NONE);
     qemu_mutex_lock(&p->lock);
     install_done_locked(p, page, 1);
     frame_unref(&p->frames, frame);
@@ -118,7 +130,7 @@ static void install_zeroes_locked(PagerShard *sh, uint64_t page, bool is_write)
     qemu_mutex_unlock(&p->lock);
     if (is_write) {
         uffd_swapper_copy(sh->uffd, addr, p->zeroes,
-                          (size_t)n * BSST_PAGE_SIZE);
+                          (size_t)n * BSST_PAGE_SIZE, false);
     } else {
         uffd_swapper_zero(sh->uffd, addr, BSST_PAGE_SIZE);
     }
@@ -210,16 +222,34 @@ static bool load_is_ours_locked(Pager *p, const Load *l, unsigned i)
 }
 
 /*
- * Take those pages of @mask that are still ours.  Returns them, and in @wanted
- * those that somebody waits for.  Others have been installed or discarded, or
- * are on their way again.
+ * @page, which is still ours, is about to be installed from slot @i of @l.  Binds
+ * it unless somebody wants to write it: then the slot is the page's again.
  */
-static uint64_t load_take_locked(Pager *p, const Load *l, uint64_t mask,
-                                 uint64_t *wanted)
+static void load_begin_install_locked(Pager *p, Load *l, unsigned i,
+                                      uint64_t *bound)
+{
+    uint64_t page = l->page + i;
+
+    if (page_flag(&p->pages, page, PAGE_FLAG_BOUND)) {
+        page_install_bound(&p->pages, page, l->slot + i);
+        l->owned &= ~(1ull << i);
+        *bound |= 1ull << i;
+    } else {
+        page_install_begin(&p->pages, page);
+    }
+}
+
+/*
+ * Take those pages of @mask that are still ours.  Returns them, in @wanted those
+ * that somebody waits for, and in @bound those that are bound.  Others have been
+ * installed or discarded, or are on their way again.
+ */
+static uint64_t load_take_locked(Pager *p, Load *l, uint64_t mask,
+                                 uint64_t *wanted, uint64_t *bound)
 {
     uint64_t taken = 0;
 
-    *wanted = 0;
+    *wanted = *bound = 0;
     for (unsigned i = 0; i < l->n; i++) {
         uint64_t page = l->page + i;
 
@@ -238,22 +268,28 @@ static uint64_t load_take_locked(Pager *p, const Load *l, uint64_t mask,
             record_event_locked(p->record, page, l->restoring ? RECORD_RESTORE
                                                               : RECORD_LOAD);
         }
-        page_install_begin(&p->pages, page);
+        load_begin_install_locked(p, l, i, bound);
         taken |= 1ull << i;
     }
     return taken;
 }
 
-/* Install the pages of @mask, which are INSTALLING; @buf has all of @l. */
-static void load_copy(Load *l, const uint8_t *buf, uint64_t mask)
+/*
+ * Install the pages of @mask, which are INSTALLING, and of which those of @bound
+ * are bound; @buf has all of @l.
+ */
+static void load_copy(Load *l, const uint8_t *buf, uint64_t mask,
+                      uint64_t bound)
 {
     Pager *p = l->sh->p;
 
     while (mask) {
-        unsigned i = ctz64(mask), run = cto64(mask >> i);
+        unsigned i = ctz64(mask);
+        bool is_bound = bound >> i & 1;
+        unsigned run = cto64((is_bound ? mask & bound : mask & ~bound) >> i);
 
         install_copy(l->sh, l->page + i, buf + (size_t)i * BSST_PAGE_SIZE,
-                     run);
+                     run, is_bound);
         WITH_QEMU_LOCK_GUARD(&p->lock) {
             install_done_locked(p, l->page + i, run);
         }
@@ -276,16 +312,16 @@ static void load_answered(Load *l)
 static void load_install(Load *l, const uint8_t *buf, uint64_t mask)
 {
     Pager *p = l->sh->p;
-    uint64_t taken, wanted;
+    uint64_t taken, wanted, bound;
 
     WITH_QEMU_LOCK_GUARD(&p->lock) {
-        taken = load_take_locked(p, l, mask, &wanted);
+        taken = load_take_locked(p, l, mask, &wanted, &bound);
     }
-    load_copy(l, buf, wanted);
+    load_copy(l, buf, wanted, bound);
     if (wanted) {
         load_answered(l);
     }
-    load_copy(l, buf, taken & ~wanted);
+    load_copy(l, buf, taken & ~wanted, bound);
     l->done |= mask;
     if (taken != mask) {
         /* Who waits for a page that was discarded must look again. */
@@ -427,7 +463,13 @@ static Load *load_begin_locked(PagerShard *sh, uint64_t page, unsigned max,
     *l = (Load) { .sh = sh, .restoring = restoring, .start_ns = start_ns };
     load_run_locked(p, l, page, max);
     for (unsigned i = 0; i < l->n; i++) {
+        bool reused = restoring && page_flag(&p->pages, l->page + i,
+                                             PAGE_FLAG_INTERCEPTED);
+
         page_load_begin(&p->pages, l->page + i);
+        if (pager_binds_locked(p) && !reused) {
+            page_set_flag(&p->pages, l->page + i, PAGE_FLAG_BOUND);
+        }
         if (restoring) {
             page_set_flag(&p->pages, l->page + i, PAGE_FLAG_RESTORING);
             p->n.intercepted_restore_pages++;
@@ -533,6 +575,15 @@ static void count_intercepted_locked(Pager *p, uint64_t page, bool is_write)
     }
 }
 
+/* Somebody waits for @page, which is LOADING. */
+static void load_wanted_locked(Pager *p, uint64_t page, bool is_write)
+{
+    page_set_flag(&p->pages, page, PAGE_FLAG_FAULTED);
+    if (is_write) {
+        page_clear_flag(&p->pages, page, PAGE_FLAG_BOUND);
+    }
+}
+
 static void fault_store_locked(PagerShard *sh, uint64_t page, bool is_write,
                                int64_t start_ns)
 {
@@ -549,7 +600,7 @@ static void fault_store_locked(PagerShard *sh, uint64_t page, bool is_write,
     record_event_locked(p->record, page, is_write ? RECORD_FAULT_WRITE
                                                   : RECORD_FAULT_READ);
     l = load_begin_locked(sh, page, p->cluster, false, start_ns);
-    page_set_flag(&p->pages, page, PAGE_FLAG_FAULTED);
+    load_wanted_locked(p, page, is_write);
     qemu_mutex_unlock(&p->lock);
     pager_co_start(p, sh->ctx, load_co_entry, l);
     qemu_mutex_lock(&p->lock);
@@ -588,7 +639,7 @@ void pager_fault(PagerShard *sh, void *addr, bool is_write, int64_t start_ns)
         break;
     case PAGE_LOADING:
         count_intercepted_locked(p, page, is_write);
-        page_set_flag(&p->pages, page, PAGE_FLAG_FAULTED);
+        load_wanted_locked(p, page, is_write);
         record_event_locked(p->record, page, is_write ? RECORD_FAULT_WRITE
                                                       : RECORD_FAULT_READ);
         /* fall through */
@@ -601,7 +652,7 @@ void pager_fault(PagerShard *sh, void *addr, bool is_write, int64_t start_ns)
         p->n.faults_victim++;
         lat = &p->lat_victim;
         record_event_locked(p->record, page, RECORD_HIT);
-        install_frame_locked(sh, page);
+        install_frame_locked(sh, page, is_write);
         break;
     case PAGE_ZERO:
         if (must_wait_locked(p)) {
@@ -671,7 +722,7 @@ bool pager_install(BsstPager *pager, void *addr, const void *buf)
         page_install_begin(&p->pages, page);
     }
     ret = uffd_swapper_copy(pager_shard(p, page)->uffd, addr, buf,
-                            BSST_PAGE_SIZE);
+                            BSST_PAGE_SIZE, false);
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         install_done_locked(p, page, 1);
         if (frame != FRAME_NONE) {

@@ -69,11 +69,13 @@ void page_control(PageTable *t, uint64_t page, bool present)
 
 void page_release(PageTable *t, uint64_t page)
 {
+    g_assert(!page_is_bound(t, page));
     change(t, page, IN(RESIDENT) | IN(ZERO), PAGE_NONE, 0, 0);
 }
 
 void page_evict_begin(PageTable *t, uint64_t page, uint32_t frame)
 {
+    g_assert(!page_is_bound(t, page));
     change(t, page, IN(RESIDENT), PAGE_EVICTING, frame, 0);
 }
 
@@ -115,6 +117,11 @@ void page_write_zero(PageTable *t, uint64_t page)
     change(t, page, IN(VICTIM) | IN(WRITING), PAGE_ZERO, 0, 0);
 }
 
+void page_clean_out(PageTable *t, uint64_t page, BsstSlot slot)
+{
+    change(t, page, IN(VICTIM), PAGE_SWAPPED, slot, PAGE_FLAG_INTERCEPTED);
+}
+
 void page_load_begin(PageTable *t, uint64_t page)
 {
     change(t, page, IN(SWAPPED), PAGE_LOADING, page_ref(t, page),
@@ -132,17 +139,45 @@ void page_install_begin(PageTable *t, uint64_t page)
     change(t, page, IN_OUT, PAGE_INSTALLING, 0, 0);
 }
 
+void page_install_bound(PageTable *t, uint64_t page, BsstSlot slot)
+{
+    change(t, page, IN(VICTIM) | IN(LOADING), PAGE_INSTALLING, slot, 0);
+    page_set_flag(t, page, PAGE_FLAG_BOUND);
+    t->nbound++;
+}
+
 void page_refill_begin(PageTable *t, uint64_t page)
 {
-    change(t, page, IN(RESIDENT), PAGE_INSTALLING, 0, 0);
+    change(t, page, IN(RESIDENT), PAGE_INSTALLING, page_ref(t, page),
+           PAGE_FLAG_BOUND);
 }
 
 void page_install_done(PageTable *t, uint64_t page)
 {
-    change(t, page, IN(INSTALLING), PAGE_RESIDENT, 0, 0);
+    change(t, page, IN(INSTALLING), PAGE_RESIDENT, page_ref(t, page),
+           PAGE_FLAG_BOUND);
+}
+
+void page_bind(PageTable *t, uint64_t page, BsstSlot slot)
+{
+    g_assert(!page_is_bound(t, page));
+    change(t, page, IN(RESIDENT), PAGE_RESIDENT, slot, 0);
+    page_set_flag(t, page, PAGE_FLAG_BOUND);
+    t->nbound++;
+}
+
+BsstSlot page_unbind(PageTable *t, uint64_t page)
+{
+    BsstSlot slot = page_ref(t, page);
+
+    g_assert(page_is_bound(t, page));
+    change(t, page, IN(RESIDENT), PAGE_RESIDENT, 0, 0);
+    t->nbound--;
+    return slot;
 }
 
 void page_discard(PageTable *t, uint64_t page)
 {
+    g_assert(!page_is_bound(t, page));
     change(t, page, IN(RESIDENT) | IN_OUT, PAGE_ZERO, 0, 0);
 }

@@ -6,15 +6,19 @@
  *   P1  SWAPPED means that the page is absent and its slot has been written
  *       completely; the page owns a reference on the slot.
  *   P2  VICTIM and WRITING mean that the page is absent and its frame has its
- *       content; the page owns a reference on the frame.
+ *       content; the page owns a reference on the frame.  If the frame of a
+ *       VICTIM has a slot, that has the same content, and is the frame's.
  *   P3  LOADING means that the page is absent and its slot intact; the loader
  *       owns the reference on the slot that was the page's.
  *   P4  A claim is one step under the page lock: the state is read and the
  *       reference taken before anybody can change either.  Once a page is
  *       INSTALLING the guest may be changing it: it is never claimed then.
+ *       That a RESIDENT page is clean is confirmed afterwards (P8).
  *   P5  A discard returns only when nothing that was read before it can be
  *       installed after it, and what was present is unmapped.
  *   P6  Only the thread that put a page into transit takes it out.
+ *
+ * P7 to P10, about pages that are bound, are in bound.c.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -31,6 +35,7 @@
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
 #include "trace.h"
+#include "uffd.h"
 
 /* Pages that are discarded under one hold of the page lock. */
 #define DISCARD_BATCH   512
@@ -136,6 +141,20 @@ void pager_wait_transit_locked(Pager *p)
 
 /* What the block driver may ask: BsstPagerOps */
 
+static void claim_frame_locked(Pager *p, uint64_t page, uint32_t frame,
+                               BsstPageClaim *c)
+{
+    c->slot = p->frames.frame[frame].slot;
+    if (c->slot != BSST_SLOT_NONE) {
+        c->kind = BSST_PAGE_SLOT;
+        page_set_flag(&p->pages, page, PAGE_FLAG_INTERCEPTED);
+        return;
+    }
+    c->kind = BSST_PAGE_BUFFER;
+    c->buf = frame_addr(&p->frames, frame);
+    frame_ref(&p->frames, frame);
+}
+
 /* What is in a slot, the caller references: the slot is in @c->slot then. */
 static inline void claim_one_locked(Pager *p, uint64_t page, BsstPageClaim *c)
 {
@@ -149,12 +168,14 @@ static inline void claim_one_locked(Pager *p, uint64_t page, BsstPageClaim *c)
         break;
     case PAGE_VICTIM:
     case PAGE_WRITING:
-        c->kind = BSST_PAGE_BUFFER;
-        c->buf = frame_addr(&p->frames, page_ref(&p->pages, page));
-        frame_ref(&p->frames, page_ref(&p->pages, page));
+        claim_frame_locked(p, page, page_ref(&p->pages, page), c);
         break;
     case PAGE_ZERO:
         c->kind = BSST_PAGE_ZERO;
+        break;
+    case PAGE_RESIDENT:
+        c->bound = page_is_bound(&p->pages, page);
+        c->slot = page_ref(&p->pages, page);
         break;
     default:
         break;
@@ -169,22 +190,28 @@ static void pager_claim(BsstPager *pager, void *const *addr,
     QEMU_UNINITIALIZED BsstSlot stack[256];
     BsstSlot *slot = heap ?: stack;
     const PagerRegion *region = NULL;
-    unsigned nslots = 0;
+    unsigned nslots = 0, nbound = 0;
     uint64_t page;
 
-    QEMU_LOCK_GUARD(&p->lock);
-    for (unsigned i = 0; i < n; i++) {
-        claim[i].kind = BSST_PAGE_PRESENT;
-        if (lookup_next(p, &region, addr[i], &page)) {
-            claim_one_locked(p, page, &claim[i]);
-            slot[nslots] = claim[i].slot;
-            nslots += claim[i].kind == BSST_PAGE_SLOT;
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        for (unsigned i = 0; i < n; i++) {
+            claim[i].kind = BSST_PAGE_PRESENT;
+            claim[i].bound = false;
+            if (lookup_next(p, &region, addr[i], &page)) {
+                claim_one_locked(p, page, &claim[i]);
+                slot[nslots] = claim[i].slot;
+                nslots += claim[i].kind == BSST_PAGE_SLOT || claim[i].bound;
+                nbound += claim[i].bound;
+            }
+        }
+        p->n.intercepted += nslots - nbound;
+        if (nslots) {
+            /* P4: still under the page lock */
+            bsst_slot_ref(p->store, slot, nslots);
         }
     }
-    p->n.intercepted += nslots;
-    if (nslots) {
-        /* P4: still under the page lock */
-        bsst_slot_ref(p->store, slot, nslots);
+    if (nbound) {
+        pager_confirm_claims(p, addr, claim, n);
     }
 }
 
@@ -295,21 +322,24 @@ static const BsstPagerOps pager_ops = {
 
 /* Discards */
 
-/* Forget the content of @page.  Returns its slot, if it owned one. */
-static BsstSlot discard_one_locked(Pager *p, uint64_t page)
+/*
+ * Forget the content of @page.  Puts its slot, if it owned one, into @slot[].
+ * Returns the number of slots.
+ */
+static unsigned discard_one_locked(Pager *p, uint64_t page, BsstSlot *slot)
 {
-    BsstSlot slot = BSST_SLOT_NONE;
+    unsigned n = pager_unbind_locked(p, page, slot);
 
     switch (page_state(&p->pages, page)) {
     case PAGE_NONE:
-        return BSST_SLOT_NONE;
+        return 0;
     case PAGE_VICTIM:
     case PAGE_WRITING:
         frame_unref(&p->frames, page_ref(&p->pages, page));
         p->n.discarded++;
         break;
     case PAGE_SWAPPED:
-        slot = page_ref(&p->pages, page);
+        slot[n++] = page_ref(&p->pages, page);
         p->n.discarded++;
         break;
     case PAGE_LOADING:
@@ -321,19 +351,22 @@ static BsstSlot discard_one_locked(Pager *p, uint64_t page)
     }
     page_discard(&p->pages, page);
     record_event_locked(p->record, page, RECORD_DISCARD);
-    return slot;
+    return n;
 }
 
 /*
  * Unmap the run of resident pages from @page on, up to @end.  Who discards is
  * about to do so too, but until then what they hold could be evicted, and
- * would come back later (P5); so they are in transit meanwhile.
+ * would come back later (P5); so they are in transit meanwhile.  Returns the
+ * number of pages, and puts the slots that they were bound to into @slot[].
  */
-static unsigned discard_run_locked(Pager *p, uint64_t page, uint64_t end)
+static unsigned discard_run_locked(Pager *p, uint64_t page, uint64_t end,
+                                   BsstSlot *slot, unsigned *nslots)
 {
     unsigned n = 0;
 
     while (page + n < end && page_state(&p->pages, page + n) == PAGE_RESIDENT) {
+        *nslots += pager_unbind_locked(p, page + n, &slot[*nslots]);
         page_evict_begin(&p->pages, page + n++, FRAME_NONE);
     }
     if (!n) {
@@ -369,13 +402,13 @@ void pager_discard_pages(Pager *p, uint64_t page, uint64_t n, bool release)
             while (page_in_transit(&p->pages, page)) {
                 pager_wait_transit_locked(p);
             }
-            run = release ? 0 : discard_run_locked(p, page, stop);
+            run = release ? 0 : discard_run_locked(p, page, stop, slot,
+                                                   &nslots);
             if (run) {
                 page += run;
                 continue;
             }
-            slot[nslots] = discard_one_locked(p, page);
-            nslots += slot[nslots] != BSST_SLOT_NONE;
+            nslots += discard_one_locked(p, page, &slot[nslots]);
             if (release && page_state(&p->pages, page) != PAGE_NONE) {
                 page_release(&p->pages, page);
             }
@@ -510,6 +543,7 @@ Pager *pager_new(const char *id, unsigned nshards, Error **errp)
     p->base.refcnt = 1;
     p->id = g_strdup(id);
     p->nshards = nshards;
+    p->keep_clean = uffd_swapper_tracks_writes();
     p->shard = g_new0(PagerShard, nshards);
     p->pagemap_fd = -1;
     p->frames.uffd = -1;

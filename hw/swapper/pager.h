@@ -6,6 +6,7 @@
  *   fault.c     fault threads: event in, one pager call out
  *   install.c   the ways in: from a frame, from the store, zeroes, a disk read
  *   evict.c     the way out: choose, move to frames, write to the store
+ *   bound.c     clean pages keep their slot
  *   restore.c   coming back without being asked for
  *   arm.c       taking guest RAM under control, and letting it go
  *   record.c    writing down what happens
@@ -80,6 +81,8 @@ typedef struct PagerCounters {
     uint64_t intercepted, intercepted_restored, intercepted_restore_pages;
     uint64_t intercepted_faults, intercepted_read_faults;
     uint64_t installed, discarded;
+    uint64_t clean_outs, clean_refuted, clean_claims;
+    uint64_t unbound_written, unbound_given_up;
     uint64_t refused_pinned, refused_absent, refused_retry;
     uint64_t refused_no_frame, refused_store_full, refused_other;
 } PagerCounters;
@@ -98,6 +101,7 @@ struct Pager {
     QEMUTimer *tick;            /* writer thread */
     int pagemap_fd;
     void *zeroes;               /* PAGER_WINDOW pages */
+    bool keep_clean;            /* pages are bound */
     Record *record;             /* or NULL */
 
     QemuMutex region_lock;
@@ -123,6 +127,7 @@ struct Pager {
     unsigned stray_refills;     /* zeroing of pages that are not controlled */
     bool reclaiming;            /* between the watermarks */
     bool store_full;
+    bool slots_short;           /* no more bindings */
     bool write_error;
     bool read_error;
     bool starved;               /* nothing can be evicted for now */
@@ -142,6 +147,7 @@ struct Pager {
     unsigned io;                /* coroutines under way */
 
     /* Writer thread */
+    uint64_t sweep_at;          /* page: where to look for written ones next */
     uint64_t anon_overhead;     /* anonymous memory outside guest RAM, bytes */
     int64_t next_scan_ns;
 
@@ -178,6 +184,12 @@ static inline bool pager_yields_locked(const Pager *p)
 {
     return !p->limit || p->store_full || p->write_error || p->releasing ||
            p->starved || p->stopping;
+}
+
+/* What comes from a slot, and nobody wants to write, is bound. */
+static inline bool pager_binds_locked(const Pager *p)
+{
+    return p->keep_clean && !p->slots_short && !p->releasing && !p->stopping;
 }
 
 uint64_t pager_high_locked(const Pager *p);
@@ -250,6 +262,26 @@ void pager_restore_bh(void *opaque);
 void pager_written(BsstPager *pager, void *const *addr, unsigned n);
 /* Bring the next pages back.  Returns false if all are back. */
 bool pager_release_some(Pager *p);
+
+/* bound.c */
+
+/*
+ * If @page is bound, end that and put its slot into @slot[], whose reference
+ * passes to the caller.  Returns the number of slots: 0 or 1.
+ */
+unsigned pager_unbind_locked(Pager *p, uint64_t page, BsstSlot *slot);
+/*
+ * Confirm claims of pages that are there and bound.  Each of @claim that is
+ * marked @bound has a reference of its page's slot.  It becomes BSST_PAGE_SLOT if
+ * the page has not been written since it came; else it is a claim of a page that
+ * is present, and the reference is dropped.
+ */
+void pager_confirm_claims(Pager *p, void *const *addr, BsstPageClaim *claim,
+                          unsigned n);
+/* Writer thread: let go of slots whose pages have been written, bit by bit. */
+void pager_sweep_bound(Pager *p);
+/* Let go of up to @want slots, the oldest first.  Returns the number. */
+unsigned pager_give_up_bound(Pager *p, unsigned want);
 
 /* arm.c */
 

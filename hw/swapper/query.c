@@ -42,6 +42,7 @@ static void query_pages_locked(const Pager *p, HostSwapperInfo *info)
     info->writing = count[PAGE_WRITING];
     info->swapped = count[PAGE_SWAPPED];
     info->zero = count[PAGE_ZERO];
+    info->bound = p->pages.nbound;
     info->transit = count[PAGE_EVICTING] + count[PAGE_LOADING] +
                     count[PAGE_INSTALLING];
     info->metadata_bytes = p->pages.npages * sizeof(p->pages.word[0]);
@@ -77,6 +78,11 @@ static void query_counters_locked(const Pager *p, HostSwapperInfo *info)
     info->intercepted_read_faults = n->intercepted_read_faults;
     info->installed = n->installed;
     info->discarded = n->discarded;
+    info->clean_outs = n->clean_outs;
+    info->clean_refuted = n->clean_refuted;
+    info->clean_claims = n->clean_claims;
+    info->unbound_written = n->unbound_written;
+    info->unbound_given_up = n->unbound_given_up;
     info->refused->pinned = n->refused_pinned;
     info->refused->absent = n->refused_absent;
     info->refused->retry = n->refused_retry;
@@ -98,6 +104,7 @@ static HostSwapperInfo *query_one(HostSwapper *s)
     }
     info->memory_limit = s->memory_limit;
     info->tesseract = s->tesseract;
+    info->keep_clean = p->keep_clean;
     info->victim_cache_size = s->victim_cache_size;
     info->refused = g_new0(HostSwapperRefusals, 1);
     WITH_QEMU_LOCK_GUARD(&p->lock) {
@@ -197,6 +204,14 @@ static void print_one(GString *buf, const HostSwapperInfo *i)
                            " written in %" PRIu64 " requests, %" PRIu64
                            " zero\n", i->evicted, i->swap_outs,
                            i->swap_out_requests, i->zero_outs);
+    if (i->keep_clean) {
+        g_string_append_printf(buf, "  clean: %" PRIu64 " pages keep their "
+                               "slot, %" PRIu64 " left again without a write, "
+                               "%" PRIu64 " written to disk without one\n",
+                               i->bound, i->clean_outs, i->clean_claims);
+    } else {
+        g_string_append(buf, "  clean: pages do not keep their slots\n");
+    }
     g_string_append_printf(buf, "  in: %" PRIu64 " pages in %" PRIu64
                            " requests, %" PRIu64 " installed by disk reads\n",
                            i->swap_ins, i->swap_in_requests, i->installed);

@@ -19,15 +19,28 @@
 /* A transient EAGAIN is repeated this often before the caller hears of it. */
 #define MOVE_RETRIES    4
 
+bool uffd_swapper_tracks_writes(void)
+{
+    uint64_t features;
+
+    return uffd_query_features(&features) == 0 &&
+           (features & UFFD_FEATURE_WP_ASYNC);
+}
+
 int uffd_swapper_open(bool sigbus, Error **errp)
 {
     struct uffdio_api api = {
         .api = UFFD_API,
-        .features = UFFD_FEATURE_MOVE | (sigbus ? UFFD_FEATURE_SIGBUS : 0),
+        .features = UFFD_FEATURE_MOVE,
     };
     uint64_t features;
     int fd;
 
+    if (sigbus) {
+        api.features |= UFFD_FEATURE_SIGBUS;
+    } else if (uffd_swapper_tracks_writes()) {
+        api.features |= UFFD_FEATURE_WP_ASYNC;
+    }
     fd = uffd_open(O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
         error_setg_errno(errp, errno, "host-swapper needs userfaultfd");
@@ -49,11 +62,12 @@ int uffd_swapper_open(bool sigbus, Error **errp)
     return -1;
 }
 
-int uffd_swapper_register(int fd, void *addr, size_t bytes)
+int uffd_swapper_register(int fd, void *addr, size_t bytes, bool wp)
 {
     struct uffdio_register r = {
         .range = { .start = (uintptr_t)addr, .len = bytes },
-        .mode = UFFDIO_REGISTER_MODE_MISSING,
+        .mode = UFFDIO_REGISTER_MODE_MISSING |
+                (wp ? UFFDIO_REGISTER_MODE_WP : 0),
     };
 
     return ioctl(fd, UFFDIO_REGISTER, &r) < 0 ? -errno : 0;
@@ -102,7 +116,8 @@ static ssize_t install_stopped(int fd, void *dst, ssize_t progress, int err,
     }
 }
 
-int uffd_swapper_copy(int fd, void *dst, const void *src, size_t bytes)
+int uffd_swapper_copy(int fd, void *dst, const void *src, size_t bytes,
+                      bool protect)
 {
     size_t done = 0;
     int present = 0;
@@ -112,6 +127,7 @@ int uffd_swapper_copy(int fd, void *dst, const void *src, size_t bytes)
             .dst = (uintptr_t)dst + done,
             .src = (uintptr_t)src + done,
             .len = bytes - done,
+            .mode = protect ? UFFDIO_COPY_MODE_WP : 0,
         };
         ssize_t step;
 
@@ -152,6 +168,21 @@ int uffd_swapper_zero(int fd, void *dst, size_t bytes)
     return present;
 }
 
+/* Read the entries of @n pages from @addr on. */
+static void read_pagemap(int pagemap_fd, void *addr, uint64_t *entry, size_t n)
+{
+    off_t at = (uintptr_t)addr / BSST_PAGE_SIZE * sizeof(*entry);
+    ssize_t len = RETRY_ON_EINTR(pread(pagemap_fd, entry, n * sizeof(*entry),
+                                       at));
+
+    if (len != n * sizeof(*entry)) {
+        /* To guess would be silent corruption. */
+        error_report("host-swapper: could not read pagemap: %s",
+                     len < 0 ? strerror(errno) : "it is too short");
+        abort();
+    }
+}
+
 /*
  * How many of the pages of [addr, addr + bytes) exist, up to the first that
  * does not.
@@ -161,22 +192,29 @@ static size_t leading_pages(int pagemap_fd, void *addr, size_t bytes)
     size_t n = bytes / BSST_PAGE_SIZE, k;
 
     for (k = 0; k < n; k++) {
-        off_t at = ((uintptr_t)addr / BSST_PAGE_SIZE + k) * sizeof(uint64_t);
         uint64_t entry;
-        ssize_t len = RETRY_ON_EINTR(pread(pagemap_fd, &entry, sizeof(entry),
-                                           at));
 
-        if (len != sizeof(entry)) {
-            /* To guess would be silent corruption. */
-            error_report("host-swapper: could not read pagemap: %s",
-                         len < 0 ? strerror(errno) : "it is too short");
-            abort();
-        }
+        read_pagemap(pagemap_fd, (uint8_t *)addr + k * BSST_PAGE_SIZE, &entry,
+                     1);
         if (!(entry & PAGEMAP_EXISTS)) {
             break;
         }
     }
     return k;
+}
+
+uint64_t uffd_swapper_protected(int pagemap_fd, void *addr, unsigned n)
+{
+    uint64_t entry[64], map = 0;
+
+    assert(n <= ARRAY_SIZE(entry));
+    read_pagemap(pagemap_fd, addr, entry, n);
+    for (unsigned i = 0; i < n; i++) {
+        bool clean = (entry[i] & PAGEMAP_EXISTS) && (entry[i] & PAGEMAP_UFFD_WP);
+
+        map |= (uint64_t)clean << i;
+    }
+    return map;
 }
 
 /*

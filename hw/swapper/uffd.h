@@ -16,6 +16,8 @@
  * on its way elsewhere.  It is missing if it has none of them.
  */
 #define PAGEMAP_EXISTS  (3ull << 62)
+/* It is write-protected by userfaultfd. */
+#define PAGEMAP_UFFD_WP (1ull << 57)
 
 /*
  * Open a non-blocking userfaultfd which delivers faults of the kernel too and
@@ -25,18 +27,29 @@
  */
 int uffd_swapper_open(bool sigbus, Error **errp);
 
-/* Register or unregister [addr, addr + bytes).  Returns 0 or -errno. */
-int uffd_swapper_register(int fd, void *addr, size_t bytes);
+/*
+ * Can pages be write-protected in such a way that the kernel takes the
+ * protection away itself at the first write, and lets us see that it has?
+ */
+bool uffd_swapper_tracks_writes(void);
+
+/*
+ * Register or unregister [addr, addr + bytes).  @wp: for write protection, too.
+ * Returns 0 or -errno.
+ */
+int uffd_swapper_register(int fd, void *addr, size_t bytes, bool wp);
 int uffd_swapper_unregister(int fd, void *addr, size_t bytes);
 
 /*
  * Copy @bytes from @src to the absent pages at @dst and wake who waits there.
- * Pages that are present already stay as they are.
+ * Pages that are present already stay as they are.  @protect: the pages are
+ * write-protected from the start.
  *
  * Returns how many pages were present already, or -errno if the range is not
  * ours any more.  Waits while the kernel has no memory.
  */
-int uffd_swapper_copy(int fd, void *dst, const void *src, size_t bytes);
+int uffd_swapper_copy(int fd, void *dst, const void *src, size_t bytes,
+                      bool protect);
 
 /* The same, with zeroes that occupy no memory until they are written. */
 int uffd_swapper_zero(int fd, void *dst, size_t bytes);
@@ -56,5 +69,11 @@ void uffd_swapper_wake(int fd, void *addr, size_t bytes);
  */
 size_t uffd_swapper_move(int fd, int pagemap_fd, void *dst, void *src,
                          size_t bytes, int *err);
+
+/*
+ * Which of the @n pages at @addr, at most 64, exist and have not been written
+ * since they were copied with protection?  A bitmap.
+ */
+uint64_t uffd_swapper_protected(int pagemap_fd, void *addr, unsigned n);
 
 #endif /* HW_SWAPPER_UFFD_H */

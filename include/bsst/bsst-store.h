@@ -128,6 +128,12 @@ int coroutine_fn bsst_store_co_read_retry(BsstStore *s, BsstSlot first,
 int coroutine_fn bsst_store_co_readv_retry(BsstStore *s, BsstSlot first,
                                            uint32_t n, QEMUIOVector *qiov);
 
+/*
+ * Does @buf, one page, have the checksum of what was written to @slot, which the
+ * caller references?
+ */
+bool bsst_store_slot_matches(BsstStore *s, BsstSlot slot, const void *buf);
+
 /* Aligned private memory for store I/O; NULL on failure. */
 void *bsst_store_buffer(BsstStore *s, size_t bytes);
 

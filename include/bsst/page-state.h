@@ -22,6 +22,9 @@
  *                                          page_load_failed
  *
  *   page_refill_begin: RESIDENT -> INSTALLING
+ *   page_install_bound: VICTIM, LOADING -> INSTALLING, bound
+ *   page_clean_out: VICTIM -> SWAPPED
+ *   page_bind, page_unbind: RESIDENT stays RESIDENT
  *   page_discard: RESIDENT and every absent state -> ZERO
  *   page_control: NONE -> RESIDENT or ZERO;  page_release: these -> NONE
  *
@@ -30,13 +33,21 @@
  * not: the page is absent and its slot intact until somebody, the loader or
  * another, begins to install; whoever does takes the page from the loader.
  *
+ * A page that is INSTALLING or RESIDENT may be *bound*: it owns a reference of
+ * the slot that it came from.  Whether it still has the content of that slot is
+ * not known here.  Only page_unbind() ends that, and who calls it takes the
+ * reference over: a bound page cannot leave, be discarded or be released.
+ *
  * One page is one 64-bit word:
  *   bits 0-3    state
  *   bit  4      FAULTED: somebody touched it while EVICTING or LOADING
  *   bit  5      INTERCEPTED: written to disk since it left
  *   bit  6      RESTORING: being loaded because it was intercepted
+ *   bit  7      BOUND: INSTALLING or RESIDENT, and bound; LOADING, and to be
+ *               bound, as nobody has asked to write it
  *   bits 8-31   for the policy
- *   bits 32-63  slot (SWAPPED, LOADING) or frame (EVICTING, VICTIM, WRITING)
+ *   bits 32-63  slot (SWAPPED, LOADING; bound) or frame (EVICTING, VICTIM,
+ *               WRITING)
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -63,11 +74,13 @@ typedef enum PageState {
 #define PAGE_FLAG_FAULTED       (1u << 4)
 #define PAGE_FLAG_INTERCEPTED   (1u << 5)
 #define PAGE_FLAG_RESTORING     (1u << 6)
+#define PAGE_FLAG_BOUND         (1u << 7)
 
 typedef struct PageTable {
     uint64_t npages;
     uint64_t *word;
     uint64_t count[PAGE_STATE__MAX];    /* pages in each state */
+    uint64_t nbound;                    /* pages that are bound */
 } PageTable;
 
 /* All @npages start as PAGE_NONE. */
@@ -129,6 +142,14 @@ static inline bool page_is_out(const PageTable *t, uint64_t page)
     return s >= PAGE_VICTIM && s != PAGE_INSTALLING;
 }
 
+static inline bool page_is_bound(const PageTable *t, uint64_t page)
+{
+    PageState s = page_state(t, page);
+
+    return (s == PAGE_RESIDENT || s == PAGE_INSTALLING) &&
+           page_flag(t, page, PAGE_FLAG_BOUND);
+}
+
 /* The transitions; each asserts that @page is in a state it may leave. */
 void page_control(PageTable *t, uint64_t page, bool present);
 void page_release(PageTable *t, uint64_t page);
@@ -141,12 +162,19 @@ void page_write_begin(PageTable *t, uint64_t page);
 void page_write_done(PageTable *t, uint64_t page, BsstSlot slot);
 void page_write_failed(PageTable *t, uint64_t page);
 void page_write_zero(PageTable *t, uint64_t page);
+/* What is in the frame is in @slot, too. */
+void page_clean_out(PageTable *t, uint64_t page, BsstSlot slot);
 void page_load_begin(PageTable *t, uint64_t page);
 void page_load_failed(PageTable *t, uint64_t page);
 void page_install_begin(PageTable *t, uint64_t page);
+/* The same with the content of @slot, of which @page owns a reference then. */
+void page_install_bound(PageTable *t, uint64_t page, BsstSlot slot);
 /* RESIDENT, but perhaps gone behind our back: find out. */
 void page_refill_begin(PageTable *t, uint64_t page);
 void page_install_done(PageTable *t, uint64_t page);
+void page_bind(PageTable *t, uint64_t page, BsstSlot slot);
+/* Returns the slot. */
+BsstSlot page_unbind(PageTable *t, uint64_t page);
 void page_discard(PageTable *t, uint64_t page);
 
 #endif /* BSST_PAGE_STATE_H */

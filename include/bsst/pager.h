@@ -24,7 +24,7 @@
 typedef enum BsstPageKind {
     /* Use the memory itself (a touch waits for one device read at most). */
     BSST_PAGE_PRESENT,
-    /* Absent; @slot holds the content and a reference on it was taken. */
+    /* @slot holds the content and a reference on it was taken. */
     BSST_PAGE_SLOT,
     /* Absent; @buf holds the content until the claim is released. */
     BSST_PAGE_BUFFER,
@@ -36,6 +36,7 @@ typedef struct BsstPageClaim {
     BsstPageKind kind;
     BsstSlot slot;              /* BSST_PAGE_SLOT */
     const void *buf;            /* BSST_PAGE_BUFFER */
+    bool bound;                 /* BSST_PAGE_SLOT: the page is there, too */
 } BsstPageClaim;
 
 typedef struct BsstPager BsstPager;
@@ -43,13 +44,14 @@ typedef struct BsstPager BsstPager;
 typedef struct BsstPagerOps {
     /*
      * Claim the content of @n pages as it is now, for a write to disk.  "Is
-     * it in a slot? then take a reference" is one atomic step.
+     * it in a slot? then take a reference" is one atomic step.  A page that is
+     * there may have been claimed as it was at any time during the call.
      */
     void (*claim)(BsstPager *pager, void *const *page, BsstPageClaim *claim,
                   unsigned n);
 
     /*
-     * The same, but only if the content of all the pages is in slots: these
+     * The same, but only if all the pages are absent and in slots: these
      * are in @slot then, with a reference of each.  Returns false if not, and
      * nothing was claimed.
      */

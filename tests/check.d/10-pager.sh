@@ -5,4 +5,5 @@
 # without a VM
 set -u
 export ASAN_OPTIONS=${ASAN_OPTIONS-}:detect_leaks=1
-exec "$(dirname "$0")/run-unit" test-pager test-pager-errors
+exec "$(dirname "$0")/run-unit" test-pager test-pager-bound \
+    test-pager-errors

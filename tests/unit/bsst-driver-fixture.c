@@ -46,7 +46,7 @@ static void fake_claim(BsstPager *pager, void *const *page,
     for (k = 0; k < n; k++) {
         unsigned i;
 
-        claim[k].kind = BSST_PAGE_PRESENT;
+        claim[k] = (BsstPageClaim) { .kind = BSST_PAGE_PRESENT };
         if (!page_index(p, page[k], &i)) {
             continue;
         }

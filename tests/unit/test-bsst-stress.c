@@ -1712,7 +1712,7 @@ static void test_huge_pages(void)
     g_assert(mem != MAP_FAILED && h.dst != MAP_FAILED);
     madvise(h.src, HUGE_BYTES, MADV_HUGEPAGE);
     madvise(h.dst, HUGE_BYTES, MADV_NOHUGEPAGE);
-    g_assert_cmpint(uffd_swapper_register(h.uffd, h.dst, HUGE_BYTES), ==, 0);
+    g_assert_cmpint(uffd_swapper_register(h.uffd, h.dst, HUGE_BYTES, false), ==, 0);
     for (rounds = 0; g_get_monotonic_time() < end; rounds++) {
         QemuThread thread[3];
 

@@ -25,6 +25,7 @@
                      BIT_OF(LOADING) | BIT_OF(ZERO))
 #define FLAGS       (PAGE_FLAG_FAULTED | PAGE_FLAG_INTERCEPTED | \
                      PAGE_FLAG_RESTORING)
+#define ALL_FLAGS   (FLAGS | PAGE_FLAG_BOUND)
 #define POLICY_BITS 0xffffff00u
 
 typedef enum RefRule {
@@ -32,6 +33,12 @@ typedef enum RefRule {
     REF_KEPT,
     REF_GIVEN,      /* by the caller */
 } RefRule;
+
+typedef enum BoundRule {
+    BOUND_EITHER,
+    BOUND_NOT,      /* the page must not be bound */
+    BOUND_MUST,
+} BoundRule;
 
 typedef struct Operation {
     const char *name;
@@ -42,6 +49,8 @@ typedef struct Operation {
     PageState to;
     RefRule ref;
     uint32_t keeps;
+    BoundRule bound;
+    uint32_t sets;
 } Operation;
 
 static uint32_t seed;
@@ -75,6 +84,17 @@ OP_VOID(install_begin, page_install_begin(t, page))
 OP_VOID(refill_begin, page_refill_begin(t, page))
 OP_VOID(install_done, page_install_done(t, page))
 OP_VOID(discard, page_discard(t, page))
+OP_VOID(install_bound, page_install_bound(t, page, ref))
+OP_VOID(clean_out, page_clean_out(t, page, ref))
+OP_VOID(bind_page, page_bind(t, page, ref))
+
+static bool unbind_page(PageTable *t, uint64_t page, uint32_t ref)
+{
+    uint32_t had = page_ref(t, page);
+
+    g_assert_cmpuint(page_unbind(t, page), ==, had);
+    return false;
+}
 
 static const Operation operation[] = {
     { "control-present", control_present, false,
@@ -82,9 +102,9 @@ static const Operation operation[] = {
     { "control-absent", control_absent, false,
       BIT_OF(NONE), PAGE_ZERO, REF_NONE, 0 },
     { "release", release, false,
-      BIT_OF(RESIDENT) | BIT_OF(ZERO), PAGE_NONE, REF_NONE, 0 },
+      BIT_OF(RESIDENT) | BIT_OF(ZERO), PAGE_NONE, REF_NONE, 0, BOUND_NOT },
     { "evict-begin", evict_begin, false,
-      BIT_OF(RESIDENT), PAGE_EVICTING, REF_GIVEN, 0 },
+      BIT_OF(RESIDENT), PAGE_EVICTING, REF_GIVEN, 0, BOUND_NOT },
     { "evict-done", evict_done, true,
       BIT_OF(EVICTING), PAGE_VICTIM, REF_KEPT, 0 },
     { "evict-refused-present", refused_present, true,
@@ -106,11 +126,21 @@ static const Operation operation[] = {
     { "install-begin", install_begin, false,
       ABSENT, PAGE_INSTALLING, REF_NONE, 0 },
     { "refill-begin", refill_begin, false,
-      BIT_OF(RESIDENT), PAGE_INSTALLING, REF_NONE, 0 },
+      BIT_OF(RESIDENT), PAGE_INSTALLING, REF_KEPT, PAGE_FLAG_BOUND },
     { "install-done", install_done, false,
-      BIT_OF(INSTALLING), PAGE_RESIDENT, REF_NONE, 0 },
+      BIT_OF(INSTALLING), PAGE_RESIDENT, REF_KEPT, PAGE_FLAG_BOUND },
     { "discard", discard, false,
-      BIT_OF(RESIDENT) | ABSENT, PAGE_ZERO, REF_NONE, 0 },
+      BIT_OF(RESIDENT) | ABSENT, PAGE_ZERO, REF_NONE, 0, BOUND_NOT },
+    { "install-bound", install_bound, false,
+      BIT_OF(VICTIM) | BIT_OF(LOADING), PAGE_INSTALLING, REF_GIVEN, 0,
+      BOUND_EITHER, PAGE_FLAG_BOUND },
+    { "clean-out", clean_out, false,
+      BIT_OF(VICTIM), PAGE_SWAPPED, REF_GIVEN, PAGE_FLAG_INTERCEPTED },
+    { "bind", bind_page, false,
+      BIT_OF(RESIDENT), PAGE_RESIDENT, REF_GIVEN, 0, BOUND_NOT,
+      PAGE_FLAG_BOUND },
+    { "unbind", unbind_page, false,
+      BIT_OF(RESIDENT), PAGE_RESIDENT, REF_NONE, 0, BOUND_MUST },
 };
 
 /* The shortest way from NONE to each state: indices of operation[] */
@@ -155,13 +185,27 @@ typedef struct Shadow {
     uint32_t policy;
 } Shadow;
 
+static bool shadow_bound(const Shadow *s)
+{
+    return (s->state == PAGE_RESIDENT || s->state == PAGE_INSTALLING) &&
+           (s->flags & PAGE_FLAG_BOUND);
+}
+
+static bool allowed(const Operation *op, const Shadow *s)
+{
+    return op->from >> s->state & 1 &&
+           !(op->bound == BOUND_NOT && shadow_bound(s)) &&
+           !(op->bound == BOUND_MUST && !shadow_bound(s));
+}
+
 static void check_page(const PageTable *t, uint64_t page, const Shadow *s)
 {
     bool transit = s->state == PAGE_EVICTING || s->state == PAGE_INSTALLING;
 
     g_assert_cmpint(page_state(t, page), ==, s->state);
     g_assert_cmpuint(page_ref(t, page), ==, s->ref);
-    g_assert_cmpuint(t->word[page] & FLAGS, ==, s->flags);
+    g_assert_cmpuint(t->word[page] & ALL_FLAGS, ==, s->flags);
+    g_assert(page_is_bound(t, page) == shadow_bound(s));
     g_assert_cmpuint(t->word[page] & POLICY_BITS, ==, s->policy);
     g_assert(page_in_transit(t, page) == transit);
     g_assert(page_is_out(t, page) == !!(ABSENT >> s->state & 1));
@@ -169,11 +213,13 @@ static void check_page(const PageTable *t, uint64_t page, const Shadow *s)
 
 static void check_counts(const PageTable *t, const Shadow *shadow)
 {
-    uint64_t count[PAGE_STATE__MAX] = { 0 };
+    uint64_t count[PAGE_STATE__MAX] = { 0 }, nbound = 0;
 
     for (int i = 0; i < NPAGES; i++) {
         count[shadow[i].state]++;
+        nbound += shadow_bound(&shadow[i]);
     }
+    g_assert_cmpuint(t->nbound, ==, nbound);
     for (int s = 0; s < PAGE_STATE__MAX; s++) {
         g_assert_cmpuint(t->count[s], ==, count[s]);
     }
@@ -187,7 +233,7 @@ static void step(PageTable *t, uint64_t page, Shadow *s, const Operation *op,
 
     g_assert(told == (op->tells_fault && faulted));
     s->state = op->to;
-    s->flags &= op->keeps;
+    s->flags = (s->flags & op->keeps) | op->sets;
     if (op->ref != REF_KEPT) {
         s->ref = op->ref == REF_GIVEN ? ref : 0;
     }
@@ -195,7 +241,9 @@ static void step(PageTable *t, uint64_t page, Shadow *s, const Operation *op,
 
 static void random_flag(PageTable *t, uint64_t page, Shadow *s, GRand *rand)
 {
-    uint32_t flag = 1u << g_rand_int_range(rand, 4, 7);
+    /* Of a page that is LOADING it is an intention; else it is not ours. */
+    uint32_t flag = 1u << g_rand_int_range(rand, 4, s->state == PAGE_LOADING
+                                                    ? 8 : 7);
 
     if (g_rand_boolean(rand)) {
         page_set_flag(t, page, flag);
@@ -224,7 +272,7 @@ static void test_random_walk(void)
             &operation[g_rand_int_range(rand, 0, ARRAY_SIZE(operation))];
         Shadow *s = &shadow[page];
 
-        if (op->from >> s->state & 1) {
+        if (allowed(op, s)) {
             step(&t, page, s, op, g_rand_int(rand));
         } else {
             random_flag(&t, page, s, rand);
@@ -255,6 +303,12 @@ static void test_legal(void)
             }
             page_table_init(&t, 1);
             bring_to(&t, 0, from);
+            if (op->bound == BOUND_MUST) {
+                page_bind(&t, 0, 7);
+            }
+            if (from == PAGE_LOADING || op->bound == BOUND_MUST) {
+                s.flags |= PAGE_FLAG_BOUND;
+            }
             page_set_flag(&t, 0, s.flags | s.policy);
             s.ref = page_ref(&t, 0);
             step(&t, 0, &s, op, 0xfffffffe);
@@ -264,8 +318,8 @@ static void test_legal(void)
     }
 }
 
-/* True if @op, tried in @from, asserts. */
-static bool asserts(const Operation *op, PageState from)
+/* True if @op, tried in @from, asserts.  @bound: of a bound page */
+static bool asserts(const Operation *op, PageState from, bool bound)
 {
     int status;
     pid_t pid = fork();
@@ -279,6 +333,9 @@ static bool asserts(const Operation *op, PageState from)
         dup2(null, STDERR_FILENO);
         page_table_init(&t, 1);
         bring_to(&t, 0, from);
+        if (bound) {
+            page_bind(&t, 0, 7);
+        }
         op->run(&t, 0, 9);
         _exit(0);
     }
@@ -291,13 +348,24 @@ static void test_illegal(void)
     int n = 0;
 
     for (size_t i = 0; i < ARRAY_SIZE(operation); i++) {
+        const Operation *op = &operation[i];
+
         for (PageState from = 0; from < PAGE_STATE__MAX; from++) {
-            if (operation[i].from >> from & 1) {
+            Shadow s = { .state = from };
+
+            if (allowed(op, &s)) {
                 continue;
             }
-            if (!asserts(&operation[i], from)) {
+            if (!asserts(op, from, false)) {
                 g_test_message("%s of a page that is %s does not assert",
-                               operation[i].name, page_state_str(from));
+                               op->name, page_state_str(from));
+                g_test_fail();
+            }
+            n++;
+        }
+        if (op->bound == BOUND_NOT) {
+            if (!asserts(op, PAGE_RESIDENT, true)) {
+                g_test_message("%s of a bound page does not assert", op->name);
                 g_test_fail();
             }
             n++;

@@ -101,7 +101,8 @@ static void test_evict(Fixture *f)
         g_assert_cmpuint(count(f, PAGE_RESIDENT), ==, 0);
         g_assert_cmpuint(count(f, to_store ? PAGE_SWAPPED : PAGE_VICTIM), ==,
                          f->npages);
-        check_slots(f, to_store ? f->npages : 0);
+        /* From the second on, what was only read keeps its slot. */
+        check_slots(f, round ? f->npages : 0);
         start_touchers(f, t, ARRAY_SIZE(t), round < 2 ? 0 : 50, NULL);
         join_touchers(t, ARRAY_SIZE(t));
         check_all(f);
@@ -333,7 +334,7 @@ static void test_claim(Fixture *f)
     for (i = 0; i < f->npages; i++) {
         release(f, &c[i]);
     }
-    check_slots(f, 0);
+    check_slots(f, f->npages);      /* pages that were read keep theirs */
 }
 
 /*
