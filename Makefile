@@ -1,7 +1,7 @@
 # Thin front door: every target is a script that can be run by itself.
 
 .DEFAULT_GOAL := all
-.PHONY: all help stock demo bench bench-matrix bench-memhog bench-jbb check policy-sim record-trace check-core check-crash check-kill9 check-powercut check-series fuzz \
+.PHONY: all help stock demo bench bench-matrix bench-memhog bench-jbb report check policy-sim record-trace check-core check-crash check-kill9 check-powercut check-series fuzz \
 	refresh-patches soak install clean distclean
 
 all:
@@ -21,6 +21,8 @@ help:
 	@echo 'make bench                  ours beside kernel swap: the core, in an hour'
 	@echo 'make bench-matrix           the whole matrix; make bench-memhog, bench-jbb: one workload'
 	@echo '                            (MATRIX="--list": options of bench/matrix)'
+	@echo 'make report                 draw that: build/bench/report/index.html'
+	@echo 'make bench-fault            page faults and swap-out beside kernel swap and fio'
 	@echo 'make bench-write-prepare    the paper'"'"'s write-prepare figure, without a guest'
 	@echo 'make bench-fsync            what an fsync costs with bsst=on'
 	@echo 'make bench-recovery         opening a store with ten million indirections'
@@ -85,8 +87,13 @@ bench-memhog bench-jbb: bench-%: all stock
 	@scripts/packages slow-disk
 	@bench/matrix --all --workloads $* $(MATRIX)
 
+bench-fault: stock
+
 bench-%: all
 	@bench/$*
+
+report:
+	@bench/report
 
 soak: all stock
 	@demo/run-soak $(or $(N),20)

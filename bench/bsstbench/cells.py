@@ -46,13 +46,13 @@ def memhog(work, total, percent):
 
 
 def jbb(warehouses, transactions, check=0):
-    """Heaps of 76 MiB, in 512 MiB of RAM; two thirds of a half live
+    """Heaps of 76 MiB, in 512 MiB of RAM; four fifths of a half live
 
     What transactions use is always checked, and with @check all at the end.
     """
     def options(ram_mib):
-        return (f'warehouses={warehouses},items={24000 * ram_mib // 512},'
-                f'customers={22000 * ram_mib // 512},'
+        return (f'warehouses={warehouses},items={26000 * ram_mib // 512},'
+                f'customers={25000 * ram_mib // 512},'
                 f'old={36 * ram_mib // 512},nursery=4,'
                 f'transactions={transactions},check={check}')
     return options
@@ -68,8 +68,8 @@ WORKLOADS = {
     'jbb': Workload(
         'jbb', 'warehouses after SPECjbb2005 whose heaps are collected '
         '(demo/jbb.c)',
-        {'fast': jbb(7, 10000, 1), 'spinning': jbb(14, 40),
-         'network': jbb(14, 500)}),
+        {'fast': jbb(7, 10000, 1), 'spinning': jbb(13, 40),
+         'network': jbb(13, 500)}),
 }
 
 OVERCOMMITS = 10, 20, 30, 40

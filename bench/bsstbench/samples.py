@@ -70,6 +70,8 @@ def check(sample, name, campaign):
     cell = Cell(**sample['cell'])
     if name != f"{cell.key}-{sample['round']}.json":
         raise Refused(f"it is {cell.key}, round {sample['round']}")
+    if sample['options'] != cell.options:
+        raise Refused('the workload was another: ' + sample['options'])
     result, figures = sample['result'], sample['result']['figures']
     if result['held_by'] != sample['held_by'] or result['way'] != cell.key:
         raise Refused('cell and result differ')
@@ -128,7 +130,7 @@ class Campaign:
         write_json(self.sample_path(cell, number), {
             'format': FORMAT, 'campaign': self.state['campaign'],
             'cell': cell.as_dict(), 'round': number,
-            'held_by': result['held_by'],
+            'held_by': result['held_by'], 'options': cell.options,
             'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
             **more, 'result': result})
 

@@ -325,13 +325,17 @@ class Run:
 
         QEMU's own memory counts in a cgroup, so it is added to the limit; it
         grows with translated code, and the kernel swaps some of it out.  What
-        zswap has compressed counts, too, where the cgroup does not count it.
+        zswap has compressed counts, too, where the cgroup does not count it;
+        half of the limit at most, as the pool is the whole machine's.
         """
         overhead = (other_bytes + self.cgroup.kernel_bytes()
                     if self.s.overhead_mib is None
                     else self.s.overhead_mib * MIB)
         if self.zswap and self.cgroup.version == 1:
-            overhead -= self.zswap.pool_bytes()
+            pool = self.zswap.pool_bytes()
+            self.result['zswap_max_bytes'] = max(
+                pool, self.result.get('zswap_max_bytes', 0))
+            overhead -= min(pool, self.s.limit_mib * MIB // 2)
         try:
             self.cgroup.set_limit(self.s.limit_mib * MIB + overhead)
         except OSError:

@@ -79,6 +79,7 @@ def figures_host(result, host):
         read, written = host['place_read_bytes'], host['place_written_bytes']
     f['read_mib'] = read / MIB
     f['written_mib'] = written / MIB
+    f['device_mib'] = (read + written) / MIB
     f['others_cpu_s'] = max(0, host['machine_cpu_s'] - host['cpu_s'])
     f['others_disk_mib'] = max(0, (host['disk_read_bytes'] - read +
                                    host['disk_written_bytes'] -
