@@ -3,6 +3,7 @@
 .DEFAULT_GOAL := all
 .PHONY: all help stock demo bench bench-matrix bench-memhog bench-jbb report check policy-sim record-trace check-core check-crash check-kill9 check-powercut check-series fuzz \
 	refresh-patches soak install clean distclean
+.PHONY: check-qemu check-through check-hang check-mutants check-all
 
 all:
 	@scripts/build
@@ -16,6 +17,8 @@ help:
 	@echo 'make check-crash [STATES=n]  crash enumeration for the journal: a million states'
 	@echo 'make check-kill9 [N=200]    kill QEMU N times and look for lost data'
 	@echo 'make check-powercut [STATES=n] [ATTACH=1]  power cuts on real files, replayed'
+	@echo 'make check-qemu             QEMU'"'"'s own tests, here and on unpatched QEMU'
+	@echo 'make check-through          QEMU'"'"'s iotests with every image behind a bsst node'
 	@echo 'make check-series           patches against 10.0 and 10.2, and checkpatch'
 	@echo 'make refresh-patches        write patches/ from the commits in qemu/'
 	@echo 'make bench                  ours beside kernel swap: the core, in an hour'
@@ -65,6 +68,12 @@ check-kill9: all
 check-powercut: all
 	@tests/powercut/run-powercut $(or $(STATES),2000) $(if $(SEED),--seed $(SEED)) \
 		$(if $(ATTACH),--attach)
+
+check-qemu:
+	@tests/suites/run-qemu $(SUITES)
+
+check-through:
+	@tests/suites/run-through $(SUITES)
 
 check-series:
 	@scripts/check-series
