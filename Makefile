@@ -19,6 +19,9 @@ help:
 	@echo 'make check-powercut [STATES=n] [ATTACH=1]  power cuts on real files, replayed'
 	@echo 'make check-qemu             QEMU'"'"'s own tests, here and on unpatched QEMU'
 	@echo 'make check-through          QEMU'"'"'s iotests with every image behind a bsst node'
+	@echo 'make check-hang [SCALE=n]   disturb a guest that pages, and look for hangs'
+	@echo 'make check-mutants          break each invariant, and see a test fail'
+	@echo 'make check-all              all of these; hours'
 	@echo 'make check-series           patches against 10.0 and 10.2, and checkpatch'
 	@echo 'make refresh-patches        write patches/ from the commits in qemu/'
 	@echo 'make bench                  ours beside kernel swap: the core, in an hour'
@@ -74,6 +77,15 @@ check-qemu:
 
 check-through:
 	@tests/suites/run-through $(SUITES)
+
+check-hang: all
+	@tests/hang/run-hang --scale $(or $(SCALE),1) $(if $(SEED),--seed $(SEED)) $(CASES)
+
+check-mutants: all
+	@tests/mutants/run $(MUTANTS)
+
+check-all:
+	@scripts/check-all
 
 check-series:
 	@scripts/check-series

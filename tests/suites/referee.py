@@ -69,6 +69,7 @@ class Side:
 
     def iotests_in(self, group):
         names = subprocess.run(self.check('-g', group, '-n'), check=True,
+                               cwd=self.folder / 'tests/qemu-iotests',
                                text=True, stdout=subprocess.PIPE).stdout
         return set(names.split())
 
@@ -120,6 +121,9 @@ class Side:
                 end_group(process)
         results = read_tap(log.read_text(errors='replace'), test)
         results[''] = {0: 'ok', 77: 'skip'}.get(status, f'status {status}')
+        if any(r not in ('ok', 'skip') for r in results.values()):
+            # a repetition must not write over it
+            shutil.copy(log, log.with_suffix('.failed'))
         return results
 
 
@@ -145,16 +149,21 @@ def end_group(process):
     process.wait()
 
 
-def differences(a, seen):
-    """Subtests of @a that are not what one of the reference's runs says"""
-    wrong = {name for name, result in a.items()
-             if name in seen and result not in seen[name]}
-    wrong |= {name for name in seen
-              if name not in a and 'missing' not in seen[name]}
-    # what only we have
-    wrong |= {name for name, result in a.items()
-              if name not in seen and result not in ('ok', 'skip')}
-    return wrong
+def add_results(said, results):
+    """Note in @said, {subtest: what it gave in some run}, what a run gave"""
+    for name in said.keys() | results.keys():
+        said.setdefault(name, set()).add(results.get(name, 'missing'))
+
+
+def differences(ours, reference):
+    """{subtest: what it gave here and never there}"""
+    wrong = {}
+    for name, said in ours.items():
+        # what only we have may pass
+        wrong[name] = said - reference.get(name, {'ok', 'skip'})
+    for name in reference.keys() - ours.keys():
+        wrong[name] = {'missing'} - reference[name]
+    return {name: said for name, said in wrong.items() if said}
 
 
 class Referee:
@@ -166,23 +175,20 @@ class Referee:
         self.pool = concurrent.futures.ThreadPoolExecutor(jobs)
 
     def compare(self, suite, test):
-        """[(subtest, ours, [the reference's])], [what varies with both]"""
-        seen = {name: {result} for name, result
-                in self.reference.result(suite, test).items()}
-        a = self.ours.result(suite, test)
-        wrong, varies = differences(a, seen), set()
+        """[(subtest, ours, the reference's)], [what varies with both]"""
+        ours, reference = {}, {}
+        add_results(ours, self.ours.result(suite, test))
+        add_results(reference, self.reference.result(suite, test))
+        first = wrong = differences(ours, reference)
         for _ in range(REPEATS):
             if not wrong:
                 break
-            for name, result in self.reference.run(suite, test).items():
-                seen.setdefault(name, set()).add(result)
-            still = differences(a, seen)
-            varies |= wrong - still
-            a = self.ours.run(suite, test)
-            wrong = still | differences(a, seen)
-        return sorted((name, a.get(name, 'missing'),
-                       sorted(seen.get(name, {'missing'})))
-                      for name in wrong), sorted(varies)
+            add_results(reference, self.reference.run(suite, test))
+            add_results(ours, self.ours.run(suite, test))
+            wrong = differences(ours, reference)
+        return ([(name, sorted(said), sorted(reference.get(name, ())))
+                 for name, said in sorted(wrong.items())],
+                sorted(first.keys() - wrong.keys()))
 
     def suite(self, suite, pattern):
         """Compare all tests of @suite: a dict with what was found"""
