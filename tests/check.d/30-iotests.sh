@@ -10,7 +10,7 @@
 set -u
 BUILD=${BUILD:-build}
 tests='bsst-io bsst-map bsst-discard bsst-guard bsst-drive-opts bsst-durability
-bsst-tool bsst-stress bsst-defrag bsst-making'
+bsst-tool bsst-stress bsst-defrag bsst-blkverify bsst-making'
 failed=0
 
 if ! cd "$BUILD/tests/qemu-iotests" 2>/dev/null; then

@@ -4,7 +4,8 @@
 #
 #   BSST_BUILD  build folder
 #   BSST_STORE  a store that is blank
-#   BSST_SEED   of x-test-indirect
+#   BSST_SEED   of x-test-indirect; empty: no bsst node
+#   BSST_QSD    qemu-storage-daemon
 #   BSST_TRACE  a folder for what the driver traces
 
 # new_store FILE: a store for one process; everything is drained at its end.

@@ -215,7 +215,7 @@ class Referee:
         return report
 
     def finished(self, future):
-        """Those of @future as they end; nothing more begins if we are stopped"""
+        """Those of @future as they end; if we are stopped no more begins"""
         try:
             yield from concurrent.futures.as_completed(future)
         except BaseException:
