@@ -150,6 +150,126 @@ static void test_flush(void)
     teardown(f);
 }
 
+static BsstJournalInfo journal_stats(void)
+{
+    g_autoptr(BsstInfo) info = qmp_query_bsst(&error_abort);
+
+    return *info->stores->value->journal;
+}
+
+/*
+ * Without a change the store is left alone.  With changes: one write to the
+ * journal between two flushes of the store (J1, J3), however many blocks.
+ */
+static void test_flush_cost(void)
+{
+    g_autofree Fixture *f = g_new0(Fixture, 1);
+    BsstJournalInfo before, after;
+
+    setup(f);
+    shuffle(f->p, BSST_PAGE_SLOT);
+    write_pages(f, 0, 128, 0);
+    g_assert_cmpint(blk_flush(f->blk), ==, 0);
+
+    before = journal_stats();
+    touch_all(f->p);
+    shuffle(f->p, BSST_PAGE_PRESENT);
+    write_pages(f, 0, 128, 256);
+    g_assert_cmpint(blk_flush(f->blk), ==, 0);
+    g_assert_cmpint(blk_flush(f->blk), ==, 0);
+    after = journal_stats();
+    g_assert_cmpmem(&before, sizeof(before), &after, sizeof(after));
+
+    shuffle(f->p, BSST_PAGE_SLOT);
+    write_pages(f, 0, 64, 0);
+    write_pages(f, 0, 64, 512);
+    g_assert_cmpint(blk_flush(f->blk), ==, 0);
+    after = journal_stats();
+    g_assert_cmpint(after.commits - before.commits, ==, 1);
+    g_assert_cmpint(after.journal_bytes - before.journal_bytes, ==,
+                    BSST_PAGE_SIZE);
+    g_assert_cmpint(after.flushes - before.flushes, ==, 2);
+    check_disk(f);
+    teardown(f);
+}
+
+/* Copies of descriptors have a number that is greater by this. */
+#define KEPT    256
+
+/*
+ * Let every descriptor of the store, which keeps its number, be one of @path,
+ * for reading.  The copies keep the locks, too.
+ */
+static void replace_store(const Fixture *f, const char *path)
+{
+    unsigned n = 0;
+
+    for (int fd = 0; fd < KEPT; fd++) {
+        g_autofree char *name = g_strdup_printf("/proc/self/fd/%d", fd);
+        g_autofree char *link = g_file_read_link(name, NULL);
+        int new;
+
+        if (link && g_str_equal(link, f->store_path)) {
+            new = open(path, O_RDONLY | O_CLOEXEC);
+            g_assert_cmpint(new, >=, 0);
+            g_assert_cmpint(dup2(fd, fd + KEPT), ==, fd + KEPT);
+            g_assert_cmpint(dup2(new, fd), ==, fd);
+            close(new);
+            n++;
+        }
+    }
+    g_assert_cmpint(n, >, 0);
+}
+
+static void put_store_back(void)
+{
+    for (int fd = 0; fd < KEPT; fd++) {
+        if (fcntl(fd + KEPT, F_GETFD) >= 0) {
+            g_assert_cmpint(dup2(fd + KEPT, fd), ==, fd);
+            close(fd + KEPT);
+        }
+    }
+}
+
+/*
+ * The guest learns of a flush that cannot be made durable.  Nothing is lost,
+ * and when the store is back a flush succeeds.
+ */
+static void test_flush_error(gconstpointer opaque)
+{
+    g_autofree Fixture *f = g_new0(Fixture, 1);
+    const bool gone = opaque;
+
+    setup(f);
+    for (unsigned round = 0; round < 3; round++) {
+        unsigned block = round * 256;
+
+        shuffle(f->p, BSST_PAGE_SLOT);
+        write_pages(f, 0, 128, block);
+        g_assert_cmpint(blk_flush(f->blk), ==, 0);
+        write_pages(f, 64, 128, block);
+
+        replace_store(f, gone ? "/dev/null" : f->store_path);
+        for (unsigned i = 0; i < 3; i++) {
+            g_assert_cmpint(blk_flush(f->blk), <, 0);
+        }
+        if (!gone) {
+            check_disk(f);
+        }
+        g_assert_cmpint(journal_stats().errors, ==, 3);
+        put_store_back();
+
+        check_disk(f);
+        g_assert_cmpint(blk_flush(f->blk), ==, 0);
+        close_disk(f);
+        open_disk(f, "off");
+        check_disk(f);
+    }
+    close_disk(f);
+    open_disk(f, "on");
+    teardown(f);
+}
+
 /* What the baseline counts. */
 static void test_baseline(void)
 {
@@ -203,6 +323,11 @@ int main(int argc, char **argv)
     g_test_add_func("/bsst-driver/shared-slot", test_shared_slot);
     g_test_add_func("/bsst-driver/close", test_close);
     g_test_add_func("/bsst-driver/flush", test_flush);
+    g_test_add_func("/bsst-driver/flush-cost", test_flush_cost);
+    g_test_add_data_func("/bsst-driver/flush-error/read-only", NULL,
+                         test_flush_error);
+    g_test_add_data_func("/bsst-driver/flush-error/gone", GINT_TO_POINTER(1),
+                         test_flush_error);
     g_test_add_func("/bsst-driver/baseline", test_baseline);
     g_test_add_func("/bsst-driver/prepare-time", test_prepare_time);
     return g_test_run();
