@@ -63,12 +63,12 @@ WORKLOADS = {
     'memhog': Workload(
         'memhog', 'pages of 4 KiB, three of four in order, pinned and then '
         'unpinned (demo/memhog.c)',
-        {'fast': memhog(320, 560, 60), 'spinning': memhog(320, 480, 2),
+        {'fast': memhog(320, 560, 60), 'spinning': memhog(260, 470, 1),
          'network': memhog(320, 480, 20)}),
     'jbb': Workload(
         'jbb', 'warehouses after SPECjbb2005 whose heaps are collected '
         '(demo/jbb.c)',
-        {'fast': jbb(7, 10000, 1), 'spinning': jbb(13, 40),
+        {'fast': jbb(7, 10000, 1), 'spinning': jbb(13, 12),
          'network': jbb(13, 500)}),
 }
 

@@ -45,9 +45,11 @@ class Comparison:
 
     @property
     def is_noise(self):
+        """Also where a round has less than nothing, as a penalty may be"""
         if self.ratio is None:
             return False
-        return max(self.ratios) - min(self.ratios) > abs(1 - self.ratio)
+        return (min(self.ours + self.other) < 0 or
+                max(self.ratios) - min(self.ratios) > abs(1 - self.ratio))
 
     @property
     def is_enough(self):
@@ -99,13 +101,16 @@ class Results:
         With the cell @minus, what that took is taken off first, round by round.
         """
         a, b = self.figures(ours, name), self.figures(other, name)
-        base = self.figures(minus, name) if minus else {}
-        rounds = sorted(a.keys() & b.keys() & (base.keys() if minus
-                                               else a.keys()))
-        if not rounds:
-            return None
-        return Comparison(tuple(a[n] - base.get(n, 0) for n in rounds),
-                          tuple(b[n] - base.get(n, 0) for n in rounds))
+        if minus:
+            base = self.figures(minus, name)
+            a = {n: a[n] - base[n] for n in a.keys() & base.keys()}
+            b = {n: b[n] - base[n] for n in b.keys() & base.keys()}
+        return comparison(a, b)
+
+    def compare_path(self, ours, other, path):
+        """The same by the average time of an I/O path"""
+        return comparison(self.averages_ns(ours, path),
+                          self.averages_ns(other, path))
 
     def histogram(self, cell, path):
         """Bins {upper bound in ns: count} of an I/O path, all rounds"""
@@ -117,13 +122,34 @@ class Results:
                                               entry['count'])
         return dict(sorted(bins.items()))
 
+    def averages_ns(self, cell, path):
+        """{round: average of its requests}"""
+        found = {}
+        for number, sample in self.by_cell.get(cell, {}).items():
+            of_round = latencies(sample['result'], path)
+            if any(latency['count'] for latency in of_round):
+                found[number] = average(of_round)
+        return found
+
     def average_ns(self, cell, path):
-        """Of all requests of all rounds"""
-        found = [latency for sample in self.by_cell.get(cell, {}).values()
-                 for latency in latencies(sample['result'], path)]
-        count = sum(latency['count'] for latency in found)
-        return (sum(latency['count'] * latency['avg-ns']
-                    for latency in found) / count if count else None)
+        """Of all requests of all rounds; there are some"""
+        return average([latency
+                        for sample in self.by_cell[cell].values()
+                        for latency in latencies(sample['result'], path)])
+
+
+def comparison(ours, other):
+    """Of the rounds that both have, or None"""
+    rounds = sorted(ours.keys() & other.keys())
+    if not rounds:
+        return None
+    return Comparison(tuple(ours[n] for n in rounds),
+                      tuple(other[n] for n in rounds))
+
+
+def average(found):
+    return (sum(latency['count'] * latency['avg-ns'] for latency in found) /
+            sum(latency['count'] for latency in found))
 
 
 def latencies(result, path):

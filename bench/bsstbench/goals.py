@@ -41,19 +41,31 @@ def cell_of(workload, profile, overcommit, letter):
 
 def ratio_goal(results, text, cell, other, name, most, minus=None):
     """Ours against @other, at most @most"""
-    verdict = Verdict(text, against(other), f'{most:.3g} or less')
     found = results.compare(cell, cell.sibling(other), name,
                             cell.sibling(minus) if minus else None)
+    return judged(text, other, most, found)
+
+
+def path_goal(results, text, cell, other, path, most):
+    """The same of the average of an I/O path"""
+    return judged(text, other, most,
+                  results.compare_path(cell, cell.sibling(other), path))
+
+
+def judged(text, other, most, found):
+    verdict = Verdict(text, against(other), f'{most:.3g} or less')
     if not found:
         verdict.remarks.append('no round has both')
         return verdict
     if found.ratio is None:
-        verdict.remarks.append('nothing to compare with: '
-                               f'{against(other)} has 0')
+        verdict.remarks.append(f'nothing to compare with: {against(other)} '
+                               'has none')
         return verdict
     verdict.reached = found.ratio <= most
-    verdict.value = (f'{found.ratio:.3f} (rounds: {min(found.ratios):.3f} to '
-                     f'{max(found.ratios):.3f})')
+    verdict.value = f'{found.ratio:.3g}'
+    if found.ratios:
+        verdict.value += (f' (rounds: {min(found.ratios):.3g} to '
+                          f'{max(found.ratios):.3g})')
     verdict.remarks += found.remarks()
     return verdict
 
@@ -67,20 +79,6 @@ def most_goal(results, text, cell, name, most, unit):
         verdict.value = f'at most {max(found.values):,.0f} {unit}'
     else:
         verdict.remarks.append('no run')
-    return verdict
-
-
-def path_goal(results, text, cell, other, path, most):
-    """The average of an I/O path"""
-    verdict = Verdict(text, against(other), f'{most:.3g} or less')
-    ours = results.average_ns(cell, path)
-    theirs = results.average_ns(cell.sibling(other), path)
-    if ours is None or not theirs:
-        verdict.remarks.append('no such request in one of them')
-        return verdict
-    verdict.reached = ours / theirs <= most
-    verdict.value = (f'{ours / theirs:.5f} ({theirs / 1000:,.1f} to '
-                     f'{ours / 1000:,.2f} us)')
     return verdict
 
 

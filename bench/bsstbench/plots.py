@@ -52,6 +52,8 @@ def score_rows(result):
             bins = str(score.get('tx', '')).split(',')
             rows += [(round(score['second'] + i * BIN_S, 1), int(n) / BIN_S)
                      for i, n in enumerate(bins) if n]
+    while rows and not rows[-1][1]:
+        rows.pop()              # the last second has ended early
     return rows
 
 

@@ -127,6 +127,8 @@ class Campaign:
         return self.folder / 'samples' / f'{cell.key}-{number}.json'
 
     def add(self, cell, number, result, more):
+        if self.state['skipped'].pop(cell.key, None):
+            self.save()
         write_json(self.sample_path(cell, number), {
             'format': FORMAT, 'campaign': self.state['campaign'],
             'cell': cell.as_dict(), 'round': number,

@@ -260,9 +260,9 @@ class Run:
         self.place = self.storage(self)
         if self.contestant.held_by == 'cgroup':
             self.cgroup = Cgroup(self.leftovers, f'bsst-demo-{os.getpid()}')
-            self.swap = Swap(self.leftovers, self.place.kernel_swap)
             if self.contestant.zswap:
-                self.zswap = Zswap(self.leftovers)
+                self.zswap = Zswap(self.leftovers, self.cgroup)
+            self.swap = Swap(self.leftovers, self.place.kernel_swap)
         subprocess.run(['sync', '-f', str(self.folder)], check=False)
 
     def create_image(self, path):
@@ -324,18 +324,11 @@ class Run:
         """Allow the guest as much RAM as the swapper allows it
 
         QEMU's own memory counts in a cgroup, so it is added to the limit; it
-        grows with translated code, and the kernel swaps some of it out.  What
-        zswap has compressed counts, too, where the cgroup does not count it;
-        half of the limit at most, as the pool is the whole machine's.
+        grows with translated code, and the kernel swaps some of it out.
         """
         overhead = (other_bytes + self.cgroup.kernel_bytes()
                     if self.s.overhead_mib is None
                     else self.s.overhead_mib * MIB)
-        if self.zswap and self.cgroup.version == 1:
-            pool = self.zswap.pool_bytes()
-            self.result['zswap_max_bytes'] = max(
-                pool, self.result.get('zswap_max_bytes', 0))
-            overhead -= min(pool, self.s.limit_mib * MIB // 2)
         try:
             self.cgroup.set_limit(self.s.limit_mib * MIB + overhead)
         except OSError:

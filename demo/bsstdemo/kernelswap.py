@@ -141,10 +141,17 @@ class Swap:
 
 
 class Zswap:
-    """zswap of the whole machine, for a while"""
+    """zswap of the whole machine, for a while
+
+    What it has compressed must count against the limit of @cgroup: without
+    that a guest holds as much as it likes.
+    """
     ENABLED = Path('/sys/module/zswap/parameters/enabled')
 
-    def __init__(self, leftovers):
+    def __init__(self, leftovers, cgroup):
+        if cgroup.version == 1:
+            raise Unavailable('cgroup version 1 does not count what zswap has '
+                              'compressed; boot with version 2')
         self.leftovers = leftovers
         self.item = [str(self.ENABLED), self.ENABLED.read_text().strip()]
         leftovers.add('setting', self.item)
@@ -153,13 +160,6 @@ class Zswap:
         except OSError as e:
             leftovers.undo('setting', self.item)
             raise Unavailable(f'{self.ENABLED}: {e.strerror}') from None
-
-    @staticmethod
-    def pool_bytes():
-        for line in Path('/proc/meminfo').read_text().splitlines():
-            if line.startswith('Zswap:'):
-                return int(line.split()[1]) * 1024
-        return 0
 
     def close(self):
         self.leftovers.undo('setting', self.item)
