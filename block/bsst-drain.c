@@ -28,8 +28,7 @@
 typedef struct BsstDrainTask {
     AioTask task;
     BlockDriverState *bs;
-    uint64_t block;
-    unsigned n;
+    BsstMoveRun run;
 } BsstDrainTask;
 
 /*
@@ -41,7 +40,7 @@ static int coroutine_fn GRAPH_RDLOCK bsst_co_drain_task(AioTask *task)
     BsstDrainTask *t = container_of(task, BsstDrainTask, task);
     BDRVBsstState *s = t->bs->opaque;
     BsstMoveResult res;
-    int ret = bsst_co_move_out(t->bs, t->block, t->n, NULL, &res);
+    int ret = bsst_co_move_out(t->bs, &t->run, 1, NULL, &res);
 
     stat64_add(&s->drain_errors, res.failed);
     return ret;
@@ -69,6 +68,7 @@ int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs, uint64_t max,
     int64_t next_ns = progress ? get_clock() + PROGRESS_NS : INT64_MAX;
     AioTaskPool *pool;
     uint64_t block = 0;
+    BsstMoveRun run;
     unsigned n;
     int ret;
 
@@ -81,19 +81,16 @@ int coroutine_fn GRAPH_RDLOCK bsst_co_drain(BlockDriverState *bs, uint64_t max,
     stat64_add(&s->drains, 1);
     pool = aio_task_pool_new(BSST_PARALLEL);
     while (max && aio_task_pool_status(pool) == 0 &&
-           bsst_map_next_run(s, &block, &n)) {
+           bsst_move_next(s, &block, MIN(max, BSST_CHUNK_BLOCKS), &run, &n)) {
         BsstDrainTask *t = g_new(BsstDrainTask, 1);
 
-        n = MIN(n, max);
         max -= n;
         *t = (BsstDrainTask) {
             .task.func = bsst_co_drain_task,
             .bs = bs,
-            .block = block,
-            .n = n,
+            .run = run,
         };
         aio_task_pool_start_task(pool, &t->task);
-        block += n;
         bsst_drain_progress(bs, all, &next_ns);
     }
     aio_task_pool_wait_all(pool);

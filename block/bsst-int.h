@@ -81,6 +81,10 @@
 
 /* Blocks that one drain request or bounce buffer covers at most: 1 MiB. */
 #define BSST_CHUNK_BLOCKS   256
+/* Blocks from the first to the last that one move out covers at most: 32 MiB */
+#define BSST_MOVE_SPAN      8192
+/* Of these, blocks that should be indirected at most: 4 MiB of memory */
+#define BSST_MOVE_BLOCKS    1024
 /* Parts of one request, or chunks of one drain, that are in flight at once. */
 #define BSST_PARALLEL       8
 
@@ -296,6 +300,11 @@ typedef struct BsstMoveLimits {
     const bool *stop;           /* atomic: begin no more; or NULL */
 } BsstMoveLimits;
 
+typedef struct BsstMoveRun {
+    uint64_t block;
+    unsigned n;                 /* blocks from there on */
+} BsstMoveRun;
+
 typedef struct BsstMoveResult {
     unsigned seen;              /* blocks that were indirected */
     unsigned moved;             /* of these */
@@ -310,15 +319,24 @@ int coroutine_fn GRAPH_RDLOCK
 bsst_co_copy_up(BlockDriverState *bs, uint64_t block);
 
 /*
- * Copy those of the @n (at most BSST_CHUNK_BLOCKS) blocks from @block on that
- * are indirected into the image, and remove their entries.  A request of its
- * own.  Returns 0 or the first error, after which the others have been copied
- * nevertheless.  @limits may be NULL; what has not begun when it says stop
- * stays where it is.
+ * Copy those blocks of @run that are indirected into the image, and remove their
+ * entries.  Runs come in the order of blocks and do not overlap; all of them lie
+ * within BSST_MOVE_SPAN blocks, which are one tracked request.  Returns 0 or the
+ * first error, after which the others have been copied nevertheless.  @limits may
+ * be NULL; what has not begun when it says stop stays where it is.
  */
 int coroutine_fn GRAPH_RDLOCK
-bsst_co_move_out(BlockDriverState *bs, uint64_t block, unsigned n,
+bsst_co_move_out(BlockDriverState *bs, const BsstMoveRun *run, unsigned nruns,
                  const BsstMoveLimits *limits, BsstMoveResult *res);
+
+/*
+ * Find what to move out next, from *@block on, which is moved behind it: one run
+ * in which @max blocks or less are indirected; *@mapped are.  Returns false if
+ * there is nothing.
+ */
+bool coroutine_fn bsst_move_next(BDRVBsstState *s, uint64_t *block,
+                                 unsigned max, BsstMoveRun *run,
+                                 unsigned *mapped);
 
 /*
  * Give those of the @n (at most BSST_CHUNK_BLOCKS) blocks from @block on that

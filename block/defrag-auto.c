@@ -34,7 +34,6 @@
 
 #include "qemu/osdep.h"
 #include "block/aio-wait.h"
-#include "block/aio_task.h"
 #include "block/block_int.h"
 #include "bsst-int.h"
 #include "qemu/lockable.h"
@@ -44,11 +43,11 @@
 #include "qemu/units.h"
 #include "trace.h"
 
-/* Runs of one slice that are in flight together, while the disk is idle */
-#define IDLE_PARALLEL   4
-/* I/O of one run in flight, while the disk is in use */
+/* Runs of one slice, while the disk is idle */
+#define IDLE_RUNS       64
+/* I/O in flight, while the disk is in use */
 #define BUSY_IO         2
-#define IDLE_IO         16
+#define IDLE_IO         64
 /* Blocks that are not indirected within a run that is moved in one go */
 #define RUN_GAP         16
 /* Blocks that the planner looks at with the lock held, before a query */
@@ -83,6 +82,7 @@ struct BsstDefrag {
 
     /* Of the coroutine */
     DefragCursor cursor;
+    BsstMoveRun next;           /* n: a run that did not fit into the last slice */
     uint64_t unflushed;         /* blocks moved since the last flush */
     unsigned errors;            /* in a row */
     int64_t last_slice_ns;
@@ -214,33 +214,10 @@ void bsst_observe_map_locked(BDRVBsstState *s, uint64_t block,
 typedef struct AutoSlice {
     BlockDriverState *bs;
     BsstMoveLimits limits;
-    DefragRun run[IDLE_PARALLEL];
+    BsstMoveRun run[IDLE_RUNS];
     unsigned nruns;
     unsigned moved;
-    int ret;
 } AutoSlice;
-
-typedef struct AutoTask {
-    AioTask task;
-    AutoSlice *slice;
-    const DefragRun *run;
-} AutoTask;
-
-/* Its creator holds the graph lock until all tasks have ended. */
-static int coroutine_fn GRAPH_RDLOCK auto_task(AioTask *task)
-{
-    AutoTask *t = container_of(task, AutoTask, task);
-    AutoSlice *slice = t->slice;
-    BDRVBsstState *s = slice->bs->opaque;
-    BsstMoveResult res;
-
-    bsst_co_move_out(slice->bs, t->run->block, t->run->n, &slice->limits,
-                     &res);
-    slice->moved += res.moved;
-    slice->ret = slice->ret ?: res.ret;
-    stat64_add(&s->drain_errors, res.failed);
-    return 0;
-}
 
 /* Ask for the next run.  If there is none, *@wait_ns is when to ask again. */
 static DefragVerdict coroutine_fn auto_next_run(BDRVBsstState *s,
@@ -265,46 +242,60 @@ static DefragVerdict coroutine_fn auto_next_run(BDRVBsstState *s,
     return verdict;
 }
 
+/* Is @run behind the slice's others, and may be moved together with them? */
+static bool auto_fits(const AutoSlice *slice, const DefragRun *run)
+{
+    const BsstMoveRun *last;
+
+    if (!slice->nruns) {
+        return true;
+    }
+    last = &slice->run[slice->nruns - 1];
+    return run->block >= last->block + last->n &&
+           run->block + run->n - slice->run[0].block <= BSST_MOVE_SPAN;
+}
+
 /* Find runs of @blocks in all, or less.  False if there are none now. */
 static bool coroutine_fn auto_collect(AutoSlice *slice, unsigned blocks,
                                       unsigned max_runs, int64_t *wait_ns)
 {
     BDRVBsstState *s = slice->bs->opaque;
+    BsstDefrag *d = s->defrag;
+    DefragRun run;
 
-    while (blocks && slice->nruns < max_runs) {
-        DefragRun *run = &slice->run[slice->nruns];
+    if (d->next.n) {
+        unsigned n = MIN(d->next.n, blocks);
 
-        if (auto_next_run(s, MIN(blocks, DEFRAG_REGION_BLOCKS), run,
-                          wait_ns) != DEFRAG_RUN) {
+        slice->run[slice->nruns++] = (BsstMoveRun) { d->next.block, n };
+        d->next.block += n;
+        d->next.n -= n;
+        blocks -= n;
+    }
+    while (blocks && !d->next.n && slice->nruns < max_runs &&
+           auto_next_run(s, MIN(blocks, DEFRAG_REGION_BLOCKS), &run,
+                         wait_ns) == DEFRAG_RUN) {
+        BsstMoveRun next = { run.block, run.n };
+
+        if (!auto_fits(slice, &run)) {
+            d->next = next;
             break;
         }
-        /* The run before is still there if it was not moved yet */
-        if (slice->nruns && run->block <= run[-1].block) {
-            break;
-        }
-        slice->nruns++;
-        blocks -= MIN(blocks, run->mapped);
+        slice->run[slice->nruns++] = next;
+        blocks -= MIN(blocks, run.mapped);
     }
     return slice->nruns;
 }
 
-static void coroutine_fn GRAPH_RDLOCK auto_move(AutoSlice *slice)
+static int coroutine_fn GRAPH_RDLOCK auto_move(AutoSlice *slice)
 {
-    AioTaskPool *pool = aio_task_pool_new(IDLE_PARALLEL);
-    unsigned i;
+    BDRVBsstState *s = slice->bs->opaque;
+    BsstMoveResult res;
+    int ret = bsst_co_move_out(slice->bs, slice->run, slice->nruns,
+                               &slice->limits, &res);
 
-    for (i = 0; i < slice->nruns && !qatomic_read(slice->limits.stop); i++) {
-        AutoTask *t = g_new(AutoTask, 1);
-
-        *t = (AutoTask) {
-            .task.func = auto_task,
-            .slice = slice,
-            .run = &slice->run[i],
-        };
-        aio_task_pool_start_task(pool, &t->task);
-    }
-    aio_task_pool_wait_all(pool);
-    aio_task_pool_free(pool);
+    slice->moved = res.moved;
+    stat64_add(&s->drain_errors, res.failed);
+    return ret;
 }
 
 /* May a slice begin?  Then how many blocks should it move? */
@@ -357,20 +348,23 @@ static int coroutine_fn GRAPH_RDLOCK auto_work(AutoSlice *slice,
 {
     BDRVBsstState *s = slice->bs->opaque;
     BsstDefrag *d = s->defrag;
-    bool found = auto_collect(slice, blocks, idle ? IDLE_PARALLEL : 1,
-                              wait_ns);
+    int ret;
 
-    if (!found || d->unflushed >= FLUSH_BLOCKS) {
+    *wait_ns = 0;
+    if (d->unflushed >= FLUSH_BLOCKS) {
+        return auto_flush(slice->bs);
+    }
+    if (!auto_collect(slice, MIN(blocks, BSST_MOVE_BLOCKS),
+                      idle ? IDLE_RUNS : 1, wait_ns)) {
         return d->unflushed && !qatomic_read(&d->stop)
                ? auto_flush(slice->bs) : 0;
     }
     trace_bsst_auto_begin(slice->bs, blocks);
-    auto_move(slice);
+    ret = auto_move(slice);
     d->unflushed += slice->moved;
     *wait_ns = 0;
-    trace_bsst_auto_end(slice->bs, slice->moved, qatomic_read(&d->stop),
-                        slice->ret);
-    return slice->ret;
+    trace_bsst_auto_end(slice->bs, slice->moved, qatomic_read(&d->stop), ret);
+    return ret;
 }
 
 /* A slice, if it may be.  Returns 0 to go on, or when to ask again. */

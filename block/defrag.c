@@ -3,8 +3,9 @@
  * bsst-drain
  *
  * A job goes through the map, from the disk's beginning to its end, and moves
- * what is indirected, in batches of chunks that are in flight together.  How a
- * chunk is moved, and why that is safe, is in bsst-move.c.  Between batches
+ * what is indirected, in batches of moves that are in flight together: two where
+ * much is indirected, more where they have few blocks.  How a move works, and
+ * why that is safe, is in bsst-move.c.  Between batches
  * nothing of the job is in flight: there it pauses, for the user and for
  * drained sections (so also when the node changes its AioContext), sleeps for
  * its speed, and is cancelled.
@@ -35,8 +36,14 @@
 #include "qemu/units.h"
 #include "trace.h"
 
-/* A batch is BSST_PARALLEL chunks; with a speed what it allows in this time. */
+/*
+ * Blocks of a batch; with a speed what it allows in this time.  Two full moves, so
+ * that one reads while the other writes.
+ */
+#define BATCH_BLOCKS    (2 * BSST_MOVE_BLOCKS)
 #define BATCH_NS        (100 * SCALE_MS)
+/* A move counts as so many, however few it has */
+#define BATCH_MIN       (BATCH_BLOCKS / BSST_PARALLEL)
 /* Blocks that have left the store, after which the job flushes */
 #define FLUSH_BLOCKS    (64 * MiB / BSST_PAGE_SIZE)
 /* Blocks that are not indirected within a run that is moved in one go */
@@ -86,8 +93,7 @@ typedef struct BsstJobBatch {
 typedef struct BsstJobTask {
     AioTask task;
     BsstJobBatch *batch;
-    uint64_t block;
-    unsigned n;
+    BsstMoveRun run;
 } BsstJobTask;
 
 /* Its creator holds the graph lock until all tasks have ended. */
@@ -98,21 +104,23 @@ static int coroutine_fn GRAPH_RDLOCK job_task(AioTask *task)
     BsstMoveResult res;
 
     if (batch->job->mode == BSST_DEFRAG_MODE_GUEST) {
-        bsst_co_move_out(batch->job->bs, t->block, t->n, NULL, &res);
+        bsst_co_move_out(batch->job->bs, &t->run, 1, NULL, &res);
     } else {
-        bsst_co_relay(batch->job->bs, t->block, t->n, batch->job->limit, &res);
+        bsst_co_relay(batch->job->bs, t->run.block, t->run.n,
+                      batch->job->limit, &res);
     }
-    trace_bsst_job_chunk(batch->job, t->block, t->n, res.moved, res.ret);
+    trace_bsst_job_chunk(batch->job, t->run.block, t->run.n, res.moved,
+                         res.ret);
     batch->seen += res.seen;
     batch->moved += res.moved;
     if (res.no_room && !res.ret && batch->job->limit == BSST_SLOT_NONE) {
         batch->no_room = true;
         res.ret = -ENOSPC;
     }
-    if (res.ret && (!batch->ret || t->block < batch->failed_block)) {
+    if (res.ret && (!batch->ret || t->run.block < batch->failed_block)) {
         batch->ret = res.ret;
         batch->is_read = res.is_read;
-        batch->failed_block = t->block;
+        batch->failed_block = t->run.block;
     }
     return 0;
 }
@@ -120,7 +128,7 @@ static int coroutine_fn GRAPH_RDLOCK job_task(AioTask *task)
 /* How many blocks the next batch may move */
 static unsigned job_batch_blocks(BsstJob *j)
 {
-    uint64_t all = BSST_PARALLEL * BSST_CHUNK_BLOCKS;
+    uint64_t all = BATCH_BLOCKS;
     uint64_t speed;
 
     WITH_JOB_LOCK_GUARD() {
@@ -133,27 +141,32 @@ static unsigned job_batch_blocks(BsstJob *j)
                            BSST_PAGE_SIZE));
 }
 
-/* By force: what of the next region is indirected, whatever it is */
+/* By force: what is indirected next, whatever it is */
 static bool coroutine_fn job_find_forced(BsstJob *j, unsigned room,
-                                         uint64_t *block, unsigned *n)
+                                         BsstMoveRun *run, unsigned *mapped)
 {
+    if (j->mode == BSST_DEFRAG_MODE_GUEST) {
+        return bsst_move_next(job_state(j), &j->block,
+                              MIN(room, BSST_MOVE_BLOCKS), run, mapped);
+    }
     if (!bsst_map_next(job_state(j), &j->block)) {
         return false;
     }
-    *block = j->block;
-    *n = MIN(room, BSST_CHUNK_BLOCKS - j->block % BSST_CHUNK_BLOCKS);
-    j->block += *n;
+    run->block = j->block;
+    run->n = MIN(room, BSST_CHUNK_BLOCKS - j->block % BSST_CHUNK_BLOCKS);
+    *mapped = run->n;
+    j->block += run->n;
     return true;
 }
 
 /* What the planner thinks best */
 static bool coroutine_fn job_find_planned(BsstJob *j, unsigned room,
-                                          uint64_t *block, unsigned *n)
+                                          BsstMoveRun *run, unsigned *mapped)
 {
     BDRVBsstState *s = job_state(j);
     DefragVerdict verdict = DEFRAG_AGAIN;
     int64_t now_ns = get_clock();
-    DefragRun run;
+    DefragRun found;
 
     j->wait_ns = now_ns + IDLE_NS;
     while (verdict == DEFRAG_AGAIN && j->cursor.sweeps < 2) {
@@ -162,48 +175,49 @@ static bool coroutine_fn job_find_planned(BsstJob *j, unsigned room,
             verdict = defrag_plan_next_guest(s->plan, bsst_map(s), &j->cursor,
                                              false, RUN_GAP, MIN(room,
                                              DEFRAG_REGION_BLOCKS), now_ns,
-                                             &run, &j->wait_ns);
+                                             &found, &j->wait_ns);
         } else {
             verdict = defrag_plan_next_store(s->plan, bsst_map(s), &j->cursor,
-                                             false, now_ns, &run, &j->wait_ns);
+                                             false, now_ns, &found,
+                                             &j->wait_ns);
         }
     }
     if (verdict != DEFRAG_RUN) {
         return false;
     }
-    *block = run.block;
-    *n = run.n;
+    *run = (BsstMoveRun) { found.block, found.n };
+    *mapped = found.mapped;
     return true;
 }
 
-static bool coroutine_fn job_find(BsstJob *j, unsigned room, uint64_t *block,
-                                  unsigned *n)
+static bool coroutine_fn job_find(BsstJob *j, unsigned room, BsstMoveRun *run,
+                                  unsigned *mapped)
 {
     return j->force || j->limit != BSST_SLOT_NONE
-           ? job_find_forced(j, room, block, n)
-           : job_find_planned(j, room, block, n);
+           ? job_find_forced(j, room, run, mapped)
+           : job_find_planned(j, room, run, mapped);
 }
 
 /* Move the next blocks.  False if there are none. */
 static bool coroutine_fn GRAPH_RDLOCK job_batch(BsstJob *j,
                                                 BsstJobBatch *batch)
 {
-    unsigned n, room = job_batch_blocks(j);
+    unsigned mapped, room = job_batch_blocks(j);
     AioTaskPool *pool = aio_task_pool_new(BSST_PARALLEL);
     bool found = false;
-    uint64_t block;
+    BsstMoveRun run;
 
     *batch = (BsstJobBatch) { .job = j };
-    while (room && !batch->ret && job_find(j, room, &block, &n)) {
+    while (room && !batch->ret && job_find(j, room, &run, &mapped)) {
         BsstJobTask *t = g_new(BsstJobTask, 1);
 
         *t = (BsstJobTask) {
             .task.func = job_task,
             .batch = batch,
-            .block = block,
-            .n = n,
+            .run = run,
         };
-        room -= MIN(n, room);
+        /* Where little is indirected not too many in one batch */
+        room -= MIN(MAX(mapped, BATCH_MIN), room);
         found = true;
         aio_task_pool_start_task(pool, &t->task);
     }

@@ -649,6 +649,58 @@ static void test_races(void)
     end(f);
 }
 
+/* Indirect each second of MOVED_BLOCKS; the image has data between them. */
+static void scatter_gaps(Fixture *f)
+{
+    unsigned k;
+
+    shuffle(f->p, BSST_PAGE_PRESENT);
+    write_pages(f, 0, MOVED_BLOCKS, 0);
+    shuffle(f->p, BSST_PAGE_SLOT);
+    for (k = 0; k < MOVED_BLOCKS; k += 2) {
+        write_pages(f, k, 1, k);
+    }
+    g_assert_cmpint(blk_flush(f->blk), ==, 0);
+    g_assert_cmpint(indirections(), ==, MOVED_BLOCKS / 2);
+}
+
+/* What is between the blocks to be moved is written, too. */
+static void test_gaps(void)
+{
+    static const Step steps[] = { STEP_IMAGE_READ, STEP_IMAGE_WRITE };
+    g_autofree Fixture *f = g_new0(Fixture, 1);
+    unsigned i, k, before;
+
+    begin(f, "off");
+    for (k = 0; k < ARRAY_SIZE(steps); k++) {
+        for (i = 0; i < ARRAY_SIZE(requests); i++) {
+            scatter_gaps(f);
+            move_first(f, requests[i], BSST_DEFRAG_MODE_GUEST, steps[k]);
+        }
+        /* If that does not work it is done piece by piece, or not at all */
+        scatter_gaps(f);
+        gate_fail_block(steps[k], 5);
+        start_job(f, BSST_DEFRAG_MODE_GUEST, false, &error_abort);
+        g_assert_cmpint(finish_job(), ==, 0);
+        g_assert_cmpint(indirections(), ==, 0);
+        gate_fail(STEP_NONE);
+        check_disk(f);
+        scatter_gaps(f);
+        gate_fail_block(STEP_IMAGE_WRITE, 6);
+        start_job(f, BSST_DEFRAG_MODE_GUEST, false, &error_abort);
+        g_assert_cmpint(finish_job(), ==, -EIO);
+        g_assert_cmpint(indirections(), ==, 1);
+        gate_fail(STEP_NONE);
+        check_disk(f);
+    }
+    scatter_gaps(f);
+    before = gate_count(STEP_IMAGE_WRITE);
+    start_job(f, BSST_DEFRAG_MODE_GUEST, true, &error_abort);
+    poll_until(job_is_gone, NULL);
+    g_assert_cmpint(gate_count(STEP_IMAGE_WRITE) - before, <=, 3);
+    end(f);
+}
+
 /* Everything is where it should be. */
 static void test_modes(void)
 {
@@ -884,7 +936,8 @@ static void coroutine_fn stop_entry(void *opaque)
     BsstMoveLimits limits = { .parallel = 1, .stop = &r->stop };
 
     GRAPH_RDLOCK_GUARD();
-    bsst_co_move_out(r->bs, 0, MOVED_BLOCKS, &limits, &r->res);
+    bsst_co_move_out(r->bs, &(BsstMoveRun) { 0, MOVED_BLOCKS }, 1, &limits,
+                     &r->res);
     r->done = true;
 }
 
@@ -1158,6 +1211,7 @@ int main(int argc, char **argv)
     g_test_add_func("/bsst-defrag/modes", test_modes);
     g_test_add_func("/bsst-defrag/shared", test_shared);
     g_test_add_func("/bsst-defrag/races", test_races);
+    g_test_add_func("/bsst-defrag/gaps", test_gaps);
     g_test_add_func("/bsst-defrag/second-job", test_second_job);
     g_test_add_func("/bsst-defrag/drained", test_drained);
     g_test_add_func("/bsst-defrag/cancel", test_cancel);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reads from an NBD export of qemu-storage-daemon, and how long they take.
+"""Requests to an NBD export of qemu-storage-daemon, and how long reads take.
 
 As much of NBD as one request at a time needs (its doc/proto.md has the rest):
 the handshake by NBD_OPT_EXPORT_NAME, then simple replies.
@@ -13,7 +13,7 @@ GREETING = b'NBDMAGICIHAVEOPT'
 FIXED_NO_ZEROES = 3
 EXPORT_NAME = 1
 REQUEST, REPLY = 0x25609513, 0x67446698
-READ = 0
+READ, WRITE = 0, 1
 TIMEOUT_S = 60
 
 
@@ -21,7 +21,7 @@ class Failure(Exception):
     pass
 
 
-class NbdReader:
+class NbdClient:
     """Until close(), or the end of a with"""
 
     def __init__(self, path, name):
@@ -46,14 +46,20 @@ class NbdReader:
             data += part
         return bytes(data)
 
-    def read(self, offset, size):
+    def request(self, command, offset, size, payload=b''):
         self.cookie += 1
-        self.socket.sendall(struct.pack('>IHHQQI', REQUEST, 0, READ,
-                                        self.cookie, offset, size))
+        self.socket.sendall(struct.pack('>IHHQQI', REQUEST, 0, command,
+                                        self.cookie, offset, size) + payload)
         magic, error, cookie = struct.unpack('>IIQ', self.receive(16))
         if magic != REPLY or cookie != self.cookie or error:
-            raise Failure(f'a read at {offset} failed: error {error}')
+            raise Failure(f'a request at {offset} failed: error {error}')
+
+    def read(self, offset, size):
+        self.request(READ, offset, size)
         return self.receive(size)
+
+    def write(self, offset, data):
+        self.request(WRITE, offset, len(data), data)
 
     def latencies(self, seconds, size, seed):
         """Nanoseconds of reads at random, one after the other"""
