@@ -22,6 +22,7 @@
 #include "block/blockjob.h"
 #include "block/bsst-int.h"
 #include "bsst-driver-fixture.h"
+#include "iothread.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-bsst.h"
 #include "qemu/cutils.h"
@@ -800,6 +801,46 @@ static void test_drained(void)
     end(f);
 }
 
+/* The disk goes to an IOThread, or comes back, when the move has stopped. */
+static void change_context(Fixture *f, AioContext *ctx)
+{
+    QEMUTimer *t = release_later();
+
+    g_assert(bdrv_get_aio_context(blk_bs(f->blk)) != ctx);
+    blk_set_aio_context(f->blk, ctx, &error_abort);
+    g_assert(!gate_is_held());
+    g_assert(bdrv_get_aio_context(blk_bs(f->blk)) == ctx);
+    timer_free(t);
+}
+
+static void test_context(void)
+{
+    g_autofree Fixture *f = g_new0(Fixture, 1);
+    IOThread *iothread = iothread_new();
+    unsigned k;
+
+    begin(f, "off");
+    for (k = 0; k < ARRAY_SIZE(moves); k++) {
+        note("context", moves[k].mode, moves[k].step);
+        gate_hold(moves[k].step);
+        start_job(f, moves[k].mode, true, &error_abort);
+        poll_until(held, NULL);
+        change_context(f, iothread_get_aio_context(iothread));
+        poll_until(job_is_gone, NULL);
+        check_disk(f);
+        scatter(f);
+        gate_hold(moves[k].step);
+        start_job(f, moves[k].mode, true, &error_abort);
+        poll_until(held, NULL);
+        change_context(f, qemu_get_aio_context());
+        poll_until(job_is_gone, NULL);
+        check_disk(f);
+        scatter(f);
+    }
+    end(f);
+    iothread_join(iothread);
+}
+
 static void test_cancel(void)
 {
     g_autofree Fixture *f = g_new0(Fixture, 1);
@@ -1077,6 +1118,30 @@ static void test_auto_drained(void)
     end(f);
 }
 
+static void test_auto_context(void)
+{
+    IOThread *iothread = iothread_new();
+    Step step;
+
+    for (step = 0; step < STEP_NONE; step++) {
+        g_autofree Fixture *f = NULL;
+
+        if (!step_is_out(step)) {
+            continue;
+        }
+        f = g_new0(Fixture, 1);
+        begin_auto(f, step);
+        note("context", BSST_DEFRAG_MODE_GUEST, step);
+        change_context(f, iothread_get_aio_context(iothread));
+        check_disk(f);
+        change_context(f, qemu_get_aio_context());
+        poll_until(map_is_empty, NULL);
+        check_disk(f);
+        end(f);
+    }
+    iothread_join(iothread);
+}
+
 static void test_auto_close(void)
 {
     Step step;
@@ -1214,6 +1279,7 @@ int main(int argc, char **argv)
     g_test_add_func("/bsst-defrag/gaps", test_gaps);
     g_test_add_func("/bsst-defrag/second-job", test_second_job);
     g_test_add_func("/bsst-defrag/drained", test_drained);
+    g_test_add_func("/bsst-defrag/context", test_context);
     g_test_add_func("/bsst-defrag/cancel", test_cancel);
     g_test_add_func("/bsst-defrag/errors", test_errors);
     g_test_add_func("/bsst-defrag/image-flush-error", test_image_flush_error);
@@ -1223,6 +1289,7 @@ int main(int argc, char **argv)
     g_test_add_func("/bsst-defrag/auto", test_auto);
     g_test_add_func("/bsst-defrag/auto-races", test_auto_races);
     g_test_add_func("/bsst-defrag/auto-drained", test_auto_drained);
+    g_test_add_func("/bsst-defrag/auto-context", test_auto_context);
     g_test_add_func("/bsst-defrag/auto-close", test_auto_close);
     g_test_add_func("/bsst-defrag/auto-job", test_auto_job);
     g_test_add_func("/bsst-defrag/auto-errors", test_auto_errors);

@@ -9,7 +9,9 @@
  * pages back into any free frame, alone or with the blocks around them.  A
  * "file" thread writes and reads ranges of any alignment.  Meanwhile the main
  * thread changes the limit, the victim cache and tesseract, evicts ranges,
- * discards, flushes, and takes the limit away altogether.
+ * discards, flushes, takes the limit away altogether, and starts, pauses, slows
+ * down and cancels jobs that move blocks out of the store or within it; else they
+ * are moved by themselves.
  *
  * Every word of a page says which page and version it belongs to, and is
  * compared on every touch.  What is wrong is reported with the page, frame and
@@ -26,6 +28,7 @@
 #include "block/aio.h"
 #include "block/aio-wait.h"
 #include "block/block.h"
+#include "block/blockjob.h"
 #include "bsst-seed.h"
 #include "bsst-watchdog.h"
 #include "hw/swapper/pager.h"
@@ -34,6 +37,7 @@
 #include "qapi/qapi-commands-bsst.h"
 #include "qapi/util.h"
 #include "qemu/cutils.h"
+#include "qemu/job.h"
 #include "qemu/main-loop.h"
 #include "qemu/memalign.h"
 #include "qemu/module.h"
@@ -68,13 +72,14 @@ typedef enum EventKind {
     EV_FILL, EV_REWRITE, EV_CHECK, EV_OUT, EV_OUT_DONE, EV_IN, EV_IN_DONE,
     EV_DROP_CLEAN, EV_SCRIBBLE, EV_DISCARD_RAM, EV_FORGET, EV_DISCARD_DISK,
     EV_ZERO_DISK, EV_FLUSH, EV_EVICT, EV_LIMIT, EV_TESSERACT, EV_VICTIM,
+    EV_JOB,
 } EventKind;
 
 static const char *const event_name[] = {
     "fill", "rewrite", "check", "page-out", "page-out done", "page-in",
     "page-in done", "drop clean", "scribble", "discard RAM", "forget",
     "discard disk", "zero disk", "flush", "evict", "limit", "tesseract",
-    "victim-cache",
+    "victim-cache", "job",
 };
 
 typedef struct Event {
@@ -123,6 +128,7 @@ typedef struct Stress {
     bool stop;                      /* atomic */
     uint64_t file_requests;         /* atomic */
     QEMUTimer *timer;
+    unsigned jobs, job_changes;     /* begun; paused, resumed ... */
 } Stress;
 
 typedef enum Where {
@@ -1311,7 +1317,10 @@ static void start_iothreads(Stress *s)
         s->ctx[i] = iothread_get_aio_context(s->iothread[i]);
     }
     g_test_message("%u IOThreads", s->niothreads);
-    blk_set_allow_aio_context_change(s->blk, true);
+    /*
+     * As for a device with an IOThread the disk stays there when a job ends.
+     * (Else QEMU would drain it with the graph lock held, and might hang.)
+     */
     blk_set_aio_context(s->blk, s->ctx[0], &error_abort);
 }
 
@@ -1392,6 +1401,82 @@ static void evict_some(Stress *s)
     pager_evict_range(s->p, r->first + at, n, to_store);
 }
 
+/* Jobs */
+
+typedef enum StressJob {
+    JOB_GUEST, JOB_GUEST_PLANNED, JOB_STORE, JOB_STORE_PLANNED, JOB_DRAIN,
+    JOB_KINDS,
+} StressJob;
+
+static void start_job(Stress *s, StressJob kind)
+{
+    bool store = kind == JOB_STORE || kind == JOB_STORE_PLANNED;
+    bool planned = kind == JOB_GUEST_PLANNED || kind == JOB_STORE_PLANNED;
+    int64_t speed = one_in(s->rand, 2) ? 0 : 256 * KiB << below(s->rand, 8);
+
+    event(EV_JOB, 0, NONE, kind, NONE, NONE);
+    s->jobs++;
+    if (kind == JOB_DRAIN) {
+        qmp_bsst_drain(&(BsstDrainOptions) {
+            .job_id = (char *)"j",
+            .node = (char *)bdrv_get_node_name(blk_bs(s->blk)),
+            .has_speed = true,
+            .speed = speed,
+        }, &error_abort);
+    } else {
+        qmp_bsst_defrag(&(BsstDefragOptions) {
+            .job_id = (char *)"j",
+            .node = (char *)bdrv_get_node_name(blk_bs(s->blk)),
+            .has_speed = true,
+            .speed = speed,
+            .mode = store ? BSST_DEFRAG_MODE_STORE : BSST_DEFRAG_MODE_GUEST,
+            .has_continuous = true,
+            .continuous = one_in(s->rand, 2),
+            .has_force = true,
+            .force = !planned,
+            /* A small store has no room for it */
+            .has_on_error = true,
+            .on_error = BLOCKDEV_ON_ERROR_IGNORE,
+        }, &error_abort);
+    }
+}
+
+static void change_job(Stress *s)
+{
+    unsigned dice = below(s->rand, 4);
+    BlockJob *job;
+
+    JOB_LOCK_GUARD();
+    job = block_job_get_locked("j");
+    if (!job) {
+        return;
+    }
+    event(EV_JOB, 0, NONE, JOB_KINDS + dice, NONE, NONE);
+    s->job_changes++;
+    /* The state that it is in may forbid it, which is as good. */
+    if (dice == 0) {
+        job_user_pause_locked(&job->job, NULL);
+    } else if (dice == 1) {
+        job_user_resume_locked(&job->job, NULL);
+    } else if (dice == 2) {
+        block_job_set_speed_locked(job, below(s->rand, 2) * 16 * MiB, NULL);
+    } else {
+        job_user_cancel_locked(&job->job, false, NULL);
+    }
+}
+
+static void end_job(void)
+{
+    WITH_JOB_LOCK_GUARD() {
+        BlockJob *job = block_job_get_locked("j");
+
+        if (job) {
+            job_user_cancel_locked(&job->job, true, NULL);
+        }
+    }
+    AIO_WAIT_WHILE_UNLOCKED(NULL, block_job_get("j"));
+}
+
 static void interfere(Stress *s)
 {
     static const unsigned percents[] = { 30, 40, 50, 60, 75, 90 };
@@ -1411,6 +1496,12 @@ static void interfere(Stress *s)
         qatomic_set(&s->p->base.tesseract, true);
     } else if (dice < 60) {
         evict_some(s);
+    } else if (dice < 75) {
+        if (!block_job_get("j")) {
+            start_job(s, below(s->rand, JOB_KINDS));
+        }
+    } else if (dice < 90) {
+        change_job(s);
     }
 }
 
@@ -1525,6 +1616,11 @@ static void show_counters(Stress *s, File *f)
                    n->removed_drain, n->copy_ups, n->buffered_pages,
                    n->zero_pages, n->loaded_pages, n->installed_pages,
                    n->split_reads, n->store_reads);
+    g_test_message("defrag: %u jobs, %u times changed; %" PRIu64 " blocks "
+                   "moved, %" PRIu64 " re-laid, %" PRIu64 " failed; %" PRIu64
+                   " slices, %" PRIu64 " cut", s->jobs, s->job_changes,
+                   n->defrag->moved, n->defrag->relaid, n->defrag->failed,
+                   n->defrag->slices, n->defrag->cuts);
 }
 
 static uint64_t slots_in_use(const Stress *s)
@@ -1608,6 +1704,7 @@ static void run_stress(Stress *s, File *f)
     for (unsigned i = 0; i < s->nctx; i++) {
         aio_wait_bh_oneshot(s->ctx[i], nothing, NULL);
     }
+    end_job();
     check_disk(s, f, s->blk, "on the disk at the end");
     show_counters(s, f);
 }
