@@ -67,6 +67,23 @@ static void print_store(GString *buf, const BsstStoreStats *s)
     }
 }
 
+static void print_defrag(GString *buf, const BsstDefragStats *d)
+{
+    g_string_append_printf(buf, "  defrag: %s, %" PRIu64 " slices, %" PRIu64
+                           " cut, may disturb %" PRIu64 " of 1024 requests\n",
+                           BsstDefragState_str(d->state), d->slices, d->cuts,
+                           d->share);
+    g_string_append_printf(buf, "  moved: %" PRIu64 " blocks, %" PRIu64
+                           " within the store, %" PRIu64 " failed; in vain: %"
+                           PRIu64 " within 1 s, %" PRIu64 " within 10 s; "
+                           "spared %" PRIu64 "\n", d->moved, d->relaid,
+                           d->failed, d->wasted_1s, d->wasted_10s, d->spared);
+    g_string_append_printf(buf, "  reads split: %" PRIu64 " of 1000 before, %"
+                           PRIu64 " now\n", d->split_before, d->split_now);
+    bsst_latency_print(buf, "without a slice", d->foreground_without);
+    bsst_latency_print(buf, "with a slice", d->foreground_with);
+}
+
 static void print_node(GString *buf, const BsstNodeStats *n)
 {
     g_string_append_printf(buf, "%s: image %s%s, store %s\n", n->node_name,
@@ -91,6 +108,7 @@ static void print_node(GString *buf, const BsstNodeStats *n)
     bsst_latency_print(buf, "write completion", n->write_completion);
     bsst_latency_print(buf, "read prepare", n->read_prepare);
     bsst_latency_print(buf, "read completion", n->read_completion);
+    print_defrag(buf, n->defrag);
 }
 
 static HumanReadableText *hmp_info_bsst(Error **errp)

@@ -549,6 +549,36 @@ static void test_write_swapped(Vm *vm)
     check_ram(vm);
 }
 
+/* "info bsst" tells what has been moved, and how far that has come. */
+static void test_info(Vm *vm)
+{
+    g_autofree char *before = NULL, *after = NULL;
+    QDict *r, *node;
+
+    fill(vm, 0, 128);
+    evict(vm, 0, 128, STORE);
+    write_pages(vm, 16, 0, 128);
+    before = qtest_hmp(vm->qts, "info bsst");
+    g_assert_nonnull(strstr(before, "indirections: 128 now, 128 made"));
+    g_assert_nonnull(strstr(before, "  moved: 0 blocks, 0 within the store, "
+                                    "0 failed; in vain: 0 within 1 s"));
+    r = qtest_qmp_assert_success_ref(vm->qts, "{ 'execute': 'query-bsst' }");
+    node = qobject_to(QDict, qlist_peek(qdict_get_qlist(r, "nodes")));
+    qtest_qmp_assert_success(vm->qts, "{ 'execute': 'bsst-defrag', "
+                             "'arguments': { 'job-id': 'j', 'node': %s, "
+                             "'mode': 'guest' } }",
+                             qdict_get_str(node, "node-name"));
+    qobject_unref(r);
+    while (counter(vm, "indirections")) {
+        g_usleep(1000);         /* the watchdog ends this */
+    }
+    after = qtest_hmp(vm->qts, "info bsst");
+    g_assert_nonnull(strstr(after, "  moved: 128 blocks, 0 within the store, "));
+    g_assert_nonnull(strstr(after, "  defrag: "));
+    g_assert_nonnull(strstr(after, "without a slice"));
+    check_ram(vm);
+}
+
 static void test_write_victim(Vm *vm)
 {
     fill(vm, 0, 128);
@@ -1369,6 +1399,7 @@ static const Case test_case[] = {
     { "bsst/unaligned", test_unaligned, 1, 1, "main" },
     { "bsst/independent", test_independent, 1, 1, "main" },
     { "bsst/flush", test_flush, 1, 1, "main" },
+    { "bsst/info", test_info, 1, 1, "main" },
     { "bsst/discard", test_discard, 1, 1, "main" },
     { "bsst/overlapping/main", test_overlapping, 1, 1, "main" },
     { "bsst/overlapping/mapping", test_overlapping, 1, 2, "mapping" },
