@@ -36,6 +36,7 @@ help:
 	@echo 'make bench-defrag           what defragmentation gives back, on this disk and a slow one'
 	@echo 'make bench-defrag-sim       what defragmentation would move, in recorded histories'
 	@echo 'make soak N=20              that many demos in a row'
+	@echo 'make soak HOURS=n           kills, hangs, errors, demos in random order; a table'
 	@echo 'make policy-sim             compare ways to choose pages, on records of guests'
 	@echo 'make record-trace [OUT=f]   record what a guest does to its pages'
 	@echo 'make stock                  unpatched QEMU for comparison, in build/stock/'
@@ -117,7 +118,7 @@ report:
 	@bench/report
 
 soak: all stock
-	@demo/run-soak $(or $(N),20)
+	@$(if $(HOURS),tests/soak/run-soak $(HOURS),demo/run-soak $(or $(N),20))
 
 install: all
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install

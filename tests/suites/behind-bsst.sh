@@ -4,7 +4,7 @@
 #
 #   BSST_BUILD  build folder
 #   BSST_STORE  a store that is blank
-#   BSST_SEED   of x-test-indirect; empty: no bsst node
+#   BSST_SEED   of x-test-indirect
 #   BSST_QSD    qemu-storage-daemon
 #   BSST_TRACE  a folder for what the driver traces
 
