@@ -260,8 +260,9 @@ class Run:
         self.place = self.storage(self)
         if self.contestant.held_by == 'cgroup':
             self.cgroup = Cgroup(self.leftovers, f'bsst-demo-{os.getpid()}')
-            if self.contestant.zswap:
-                self.zswap = Zswap(self.leftovers, self.cgroup)
+            if Zswap.ENABLED.exists():
+                self.zswap = Zswap(self.leftovers, self.cgroup,
+                                   self.contestant.zswap)
             self.swap = Swap(self.leftovers, self.place.kernel_swap)
         subprocess.run(['sync', '-f', str(self.folder)], check=False)
 
@@ -378,8 +379,17 @@ class Run:
                                for k in after}
         self._note_answers()
         self._note_limit()
+        self._check_host()
         if self.result['data_errors'] is None:
             self._error(f'{self.s.load} has failed: {line}')
+
+    def _check_host(self):
+        """Was the swap that was measured the swap that was used?"""
+        if self.zswap and not self.zswap.is_kept():
+            self._error('zswap has been switched by somebody else meanwhile')
+        if self.swap and self.swap.has_rival():
+            self._error('others have swap of the same priority: pages went '
+                        'there, too')
 
     def _inflate(self, deadline):
         """Take from the guest what the others are not allowed to hold"""

@@ -136,30 +136,41 @@ class Swap:
             leftovers.undo('swap', self.path)
             raise
 
+    def has_rival(self):
+        """Is there other swap that the kernel likes as much?"""
+        lines = Path('/proc/swaps').read_text().splitlines()[1:]
+        return any(line.split()[0] != self.path and
+                   int(line.split()[4]) >= SWAP_PRIORITY for line in lines)
+
     def close(self):
         self.leftovers.undo('swap', self.path)
 
 
 class Zswap:
-    """zswap of the whole machine, for a while
+    """zswap of the whole machine, on or off for a while
 
     What it has compressed must count against the limit of @cgroup: without
     that a guest holds as much as it likes.
     """
     ENABLED = Path('/sys/module/zswap/parameters/enabled')
 
-    def __init__(self, leftovers, cgroup):
-        if cgroup.version == 1:
+    def __init__(self, leftovers, cgroup, wanted):
+        self.wanted = 'Y' if wanted else 'N'
+        if wanted and cgroup.version == 1:
             raise Unavailable('cgroup version 1 does not count what zswap has '
                               'compressed; boot with version 2')
         self.leftovers = leftovers
         self.item = [str(self.ENABLED), self.ENABLED.read_text().strip()]
         leftovers.add('setting', self.item)
         try:
-            self.ENABLED.write_text('Y')
+            self.ENABLED.write_text(self.wanted)
         except OSError as e:
             leftovers.undo('setting', self.item)
             raise Unavailable(f'{self.ENABLED}: {e.strerror}') from None
+
+    def is_kept(self):
+        """Nobody has switched it meanwhile"""
+        return self.ENABLED.read_text().strip() == self.wanted
 
     def close(self):
         self.leftovers.undo('setting', self.item)
