@@ -83,8 +83,8 @@
 #define BSST_CHUNK_BLOCKS   256
 /* Blocks from the first to the last that one move out covers at most: 32 MiB */
 #define BSST_MOVE_SPAN      8192
-/* Of these, blocks that should be indirected at most: 4 MiB of memory */
-#define BSST_MOVE_BLOCKS    1024
+/* Of these, blocks that should be indirected at most: 8 MiB of memory */
+#define BSST_MOVE_BLOCKS    2048
 /* Parts of one request, or chunks of one drain, that are in flight at once. */
 #define BSST_PARALLEL       8
 

@@ -3,7 +3,7 @@
  * bsst-drain
  *
  * A job goes through the map, from the disk's beginning to its end, and moves
- * what is indirected, in batches of moves that are in flight together: two where
+ * what is indirected, in batches of moves that are in flight together: one where
  * much is indirected, more where they have few blocks.  How a move works, and
  * why that is safe, is in bsst-move.c.  Between batches
  * nothing of the job is in flight: there it pauses, for the user and for
@@ -37,10 +37,10 @@
 #include "trace.h"
 
 /*
- * Blocks of a batch; with a speed what it allows in this time.  Two full moves, so
- * that one reads while the other writes.
+ * Blocks of a batch; with a speed what it allows in this time.  One full move: of
+ * two at once, one would read while the other writes, and heads would seek.
  */
-#define BATCH_BLOCKS    (2 * BSST_MOVE_BLOCKS)
+#define BATCH_BLOCKS    BSST_MOVE_BLOCKS
 #define BATCH_NS        (100 * SCALE_MS)
 /* A move counts as so many, however few it has */
 #define BATCH_MIN       (BATCH_BLOCKS / BSST_PARALLEL)
