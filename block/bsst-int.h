@@ -319,20 +319,21 @@ int coroutine_fn GRAPH_RDLOCK
 bsst_co_copy_up(BlockDriverState *bs, uint64_t block);
 
 /*
- * Copy those blocks of @run that are indirected into the image, and remove their
- * entries.  Runs come in the order of blocks and do not overlap; all of them lie
- * within BSST_MOVE_SPAN blocks, which are one tracked request.  Returns 0 or the
- * first error, after which the others have been copied nevertheless.  @limits may
- * be NULL; what has not begun when it says stop stays where it is.
+ * Copy those blocks of @run that are indirected into the image, and remove
+ * their entries.  Runs come in the order of blocks and do not overlap; all of
+ * them lie within BSST_MOVE_SPAN blocks, which are one tracked request.
+ * Returns 0 or the first error, after which the others have been copied
+ * nevertheless.  @limits may be NULL; what has not begun when it says stop
+ * stays where it is.
  */
 int coroutine_fn GRAPH_RDLOCK
 bsst_co_move_out(BlockDriverState *bs, const BsstMoveRun *run, unsigned nruns,
                  const BsstMoveLimits *limits, BsstMoveResult *res);
 
 /*
- * Find what to move out next, from *@block on, which is moved behind it: one run
- * in which @max blocks or less are indirected; *@mapped are.  Returns false if
- * there is nothing.
+ * Find what to move out next, from *@block on, which is moved behind it: one
+ * run in which @max blocks or less are indirected; *@mapped are.  Returns false
+ * if there is nothing.
  */
 bool coroutine_fn bsst_move_next(BDRVBsstState *s, uint64_t *block,
                                  unsigned max, BsstMoveRun *run,

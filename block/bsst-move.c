@@ -3,22 +3,23 @@
  * another place in the store
  *
  * A move works on runs of blocks, those of them that are indirected: it reads
- * their slots into private memory, in the order of the slots, writes them in the
- * order of the blocks, and changes the map.
+ * their slots into private memory, in the order of the slots, writes them in
+ * the order of the blocks, and changes the map.
  *
  *   out     write to the image, then remove the entries
  *   relay   write to new slots in a row, then let the entries name these
  *
- * First all is read, then all is written, with many requests in flight: image and
- * store may be under one head, and slots of neighbours far apart.  So the more
- * blocks a move has, the fewer seeks each of them costs.
+ * First all is read, then all is written, with many requests in flight: image
+ * and store may be under one head, and slots of neighbours far apart.  So the
+ * more blocks a move has, the fewer seeks each of them costs.
  *
  * Pieces of the image that are near one another are written in one request,
  * together with what lies between them, which is read first: where that costs
  * less than so many requests, and where the image has data between them anyway.
- * What is written there is what was there, so neither a crash nor an error makes
- * a difference; and nobody changes it meanwhile: the guest's requests are kept off
- * from all of the move, and others may not write to the image (bsst_child_perm()).
+ * What is written there is what was there, so neither a crash nor an error
+ * makes a difference; and nobody changes it meanwhile: the guest's requests are
+ * kept off from all of the move, and others may not write to the image
+ * (bsst_child_perm()).
  *
  * Why a move never brings old data back: a tracked request covers it.  So what
  * it reads from the map stays true (B2), no write, zeroing, discard or
@@ -318,8 +319,8 @@ typedef struct BsstMoveOut {
 } BsstMoveOut;
 
 /*
- * The image may end within the last block if it shrank just before a crash.  The
- * task's creator holds the graph lock until all tasks have ended.
+ * The image may end within the last block if it shrank just before a crash.
+ * The task's creator holds the graph lock until all tasks have ended.
  */
 static int coroutine_fn GRAPH_RDLOCK move_out_write(const BsstMoveOut *t,
                                                     unsigned i, unsigned n,

@@ -6,8 +6,8 @@
  * page that is swapped out, is read into private memory; at the end the pages
  * are installed, so that their old content is never brought in.
  *
- * Then blocks are joined to as few requests as possible, as a request costs more
- * than the blocks in it, and a seek far more:
+ * Then blocks are joined to as few requests as possible, as a request costs
+ * more than the blocks in it, and a seek far more:
  *
  *   store   slots in a row are one request, whatever blocks they belong to and
  *           in which order.  Slots that nobody asked for are never read: they
@@ -15,8 +15,8 @@
  *   image   blocks are one request even if up to BSST_READ_OVER indirected ones
  *           are between two of them.  What the image has of those is outdated:
  *           it is read to where the block belongs, which it gets from the store
- *           at the end.  If such a request fails the pieces are read one by one,
- *           as what nobody needs may have been at fault.
+ *           at the end.  If such a request fails the pieces are read one by
+ *           one, as what nobody needs may have been at fault.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
  * See the COPYING file in the top-level directory.
@@ -273,7 +273,7 @@ static uint8_t *bsst_read_image_place(const BsstRead *r, unsigned i)
     return b->slot == BSST_SLOT_NONE ? b->bounce : b->outdated;
 }
 
-/* How many blocks from @i on, of @n, go to one piece of memory or to the guest */
+/* How many of @n blocks from @i on go to one piece of memory, or to the guest? */
 static unsigned bsst_read_stretch(const BsstRead *r, unsigned i, unsigned n)
 {
     uint8_t *first = bsst_read_image_place(r, i);

@@ -82,7 +82,7 @@ struct BsstDefrag {
 
     /* Of the coroutine */
     DefragCursor cursor;
-    BsstMoveRun next;           /* n: a run that did not fit into the last slice */
+    BsstMoveRun next;           /* what did not fit into the last slice, or n=0 */
     uint64_t unflushed;         /* blocks moved since the last flush */
     unsigned errors;            /* in a row */
     int64_t last_slice_ns;

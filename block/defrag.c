@@ -3,8 +3,8 @@
  * bsst-drain
  *
  * A job goes through the map, from the disk's beginning to its end, and moves
- * what is indirected, in batches of moves that are in flight together: one where
- * much is indirected, more where they have few blocks.  How a move works, and
+ * what is indirected, in batches of moves that are in flight together: one
+ * where much is indirected, more where they have few blocks.  How a move works, and
  * why that is safe, is in bsst-move.c.  Between batches
  * nothing of the job is in flight: there it pauses, for the user and for
  * drained sections (so also when the node changes its AioContext), sleeps for
@@ -37,8 +37,8 @@
 #include "trace.h"
 
 /*
- * Blocks of a batch; with a speed what it allows in this time.  One full move: of
- * two at once, one would read while the other writes, and heads would seek.
+ * Blocks of a batch; with a speed what it allows in this time.  One full move:
+ * of two at once, one would read while the other writes, and heads would seek.
  */
 #define BATCH_BLOCKS    BSST_MOVE_BLOCKS
 #define BATCH_NS        (100 * SCALE_MS)

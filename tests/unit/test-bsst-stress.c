@@ -10,8 +10,8 @@
  * "file" thread writes and reads ranges of any alignment.  Meanwhile the main
  * thread changes the limit, the victim cache and tesseract, evicts ranges,
  * discards, flushes, takes the limit away altogether, and starts, pauses, slows
- * down and cancels jobs that move blocks out of the store or within it; else they
- * are moved by themselves.
+ * down and cancels jobs that move blocks out of the store or within it; else
+ * they are moved by themselves.
  *
  * Every word of a page says which page and version it belongs to, and is
  * compared on every touch.  What is wrong is reported with the page, frame and
