@@ -83,18 +83,19 @@ static unsigned confirm_locked(Pager *p, void *addr, BsstPageClaim *c,
     c->bound = false;
     slot[n++] = c->slot;
     if (bound && page_state(&p->pages, page) == PAGE_RESIDENT) {
+        pager_restored_locked(p, page, RESTORE_WRITTEN);
         n += pager_unbind_locked(p, page, &slot[n]);
         p->n.unbound_written++;
     }
     return n;
 }
 
-/* The number of claims, from the first on, that one look at memory settles. */
-static unsigned claim_run(void *const *addr, const BsstPageClaim *c, unsigned n)
+/* The number of pages, from the first on, that one look at memory covers. */
+static unsigned look_run(void *const *addr, unsigned n)
 {
     unsigned run = 1;
 
-    while (run < MIN(n, LOOK) && c[run].bound &&
+    while (run < MIN(n, LOOK) &&
            addr[run] == addr[0] + (size_t)run * BSST_PAGE_SIZE) {
         run++;
     }
@@ -115,15 +116,39 @@ void pager_confirm_claims(Pager *p, void *const *addr, BsstPageClaim *claim,
         if (!claim[i].bound) {
             continue;
         }
-        run = claim_run(&addr[i], &claim[i], n - i);
+        run = look_run(&addr[i], n - i);
         clean = uffd_swapper_protected(p->pagemap_fd, addr[i], run);
         WITH_QEMU_LOCK_GUARD(&p->lock) {
             for (unsigned k = 0; k < run; k++) {
+                if (!claim[i + k].bound) {
+                    continue;
+                }
                 nslots += confirm_locked(p, addr[i + k], &claim[i + k],
                                          clean >> k & 1, &slot[nslots]);
             }
         }
         bsst_slot_unref(p->store, slot, nslots);
+    }
+}
+
+void pager_count_read_over(Pager *p, void *const *addr, unsigned n)
+{
+    unsigned run;
+
+    for (unsigned i = 0; i < n; i += run) {
+        uint64_t clean, page;
+
+        run = look_run(&addr[i], n - i);
+        clean = uffd_swapper_protected(p->pagemap_fd, addr[i], run);
+        QEMU_LOCK_GUARD(&p->lock);
+        for (unsigned k = 0; k < run; k++) {
+            if (pager_lookup(p, addr[i + k], &page) &&
+                page_is_bound(&p->pages, page)) {
+                pager_restored_locked(p, page, clean >> k & 1
+                                               ? RESTORE_READ_OVER
+                                               : RESTORE_WRITTEN);
+            }
+        }
     }
 }
 
@@ -162,8 +187,10 @@ static void sweep_some(Pager *p, uint64_t first)
     WITH_QEMU_LOCK_GUARD(&p->lock) {
         map &= ~clean & bound_map_locked(p, first);
         while (map) {
-            nslots += pager_unbind_locked(p, first + ctz64(map),
-                                          &slot[nslots]);
+            uint64_t page = first + ctz64(map);
+
+            pager_restored_locked(p, page, RESTORE_WRITTEN);
+            nslots += pager_unbind_locked(p, page, &slot[nslots]);
             map &= map - 1;
         }
         p->n.unbound_written += nslots;

@@ -44,6 +44,8 @@ typedef struct Move {
     uint64_t bound;
     uint64_t clean;
     BsstSlot slot[PAGER_WINDOW];
+    /* The pages' flags, which tell whether they came back unasked */
+    uint32_t restored[PAGER_WINDOW];
 } Move;
 
 static bool may_leave_locked(Pager *p, uint64_t page, bool forced)
@@ -72,6 +74,7 @@ static unsigned move_begin_locked(Pager *p, uint64_t page, uint64_t end,
     m->page = page;
     m->n = frames_alloc(&p->frames, run - page, page, &m->frame);
     for (uint32_t i = 0; i < m->n; i++) {
+        m->restored[i] = p->pages.word[page + i];
         if (pager_unbind_locked(p, page + i, &m->slot[i])) {
             m->bound |= 1ull << i;
         }
@@ -163,6 +166,8 @@ static void moved_locked(Pager *p, Move *m, uint32_t i, int err)
             p->frames.frame[frame].slot = m->slot[i];       /* P2 */
         }
         p->n.unbound_written += bound && !kept;
+        pager_count_restored_locked(p, m->restored[i], kept ? RESTORE_UNWRITTEN
+                                                            : RESTORE_WRITTEN);
     } else {
         move_refused_locked(p, err);
         touched = page_evict_refused(&p->pages, page, err == ENOENT);

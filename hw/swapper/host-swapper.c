@@ -317,6 +317,7 @@ static void swapper_complete(UserCreatable *uc, Error **errp)
     }
     s->pager->cluster = s->restore_cluster;
     s->pager->keep_clean &= s->keep_clean;
+    s->pager->claim_clean = s->claim_clean;
     if (s->record) {
         s->pager->record = record_new(s->record, errp);
         if (!s->pager->record) {
@@ -546,6 +547,22 @@ static void set_keep_clean(Object *obj, bool value, Error **errp)
     s->keep_clean = value;
 }
 
+static bool get_claim_clean(Object *obj, Error **errp)
+{
+    return HOST_SWAPPER(obj)->claim_clean;
+}
+
+static void set_claim_clean(Object *obj, bool value, Error **errp)
+{
+    HostSwapper *s = HOST_SWAPPER(obj);
+
+    if (s->pager) {
+        error_setg(errp, "claim-clean cannot be changed");
+        return;
+    }
+    s->claim_clean = value;
+}
+
 static int get_aio(Object *obj, Error **errp)
 {
     return HOST_SWAPPER(obj)->aio;
@@ -660,6 +677,10 @@ static void swapper_class_init(ObjectClass *oc, void *data)
                                    set_keep_clean);
     object_class_property_set_description(oc, "keep-clean",
         "Pages that are read back keep their slot until they are written");
+    object_class_property_add_bool(oc, "claim-clean", get_claim_clean,
+                                   set_claim_clean);
+    object_class_property_set_description(oc, "claim-clean",
+        "Disk writes of such pages become indirections, too");
     object_class_property_add_enum(oc, "aio", "BlockdevAioOptions",
                                    &BlockdevAioOptions_lookup, get_aio,
                                    set_aio);

@@ -29,6 +29,7 @@ struct HostSwapper {
     uint64_t victim_cache_size;
     bool tesseract;
     bool keep_clean;
+    bool claim_clean;
     uint32_t fault_threads;
     uint32_t restore_cluster;
     char *record;

@@ -70,7 +70,6 @@ static void install_frame_locked(PagerShard *sh, uint64_t page, bool is_write)
     uint32_t frame = page_ref(&p->pages, page);
     BsstSlot slot = BSST_SLOT_NONE;
 
-    policy_event(&p->policy, &p->pages, page, POLICY_HIT);
     if (!is_write && pager_binds_locked(p)) {
         slot = frame_take_slot(&p->frames, frame);
     }
@@ -89,6 +88,16 @@ static void install_frame_locked(PagerShard *sh, uint64_t page, bool is_write)
     if (p->frames.ndropped >= PAGER_WRITE_BATCH / 4) {
         pager_kick_writer(p);
     }
+}
+
+void pager_recall_locked(PagerShard *sh, uint64_t page)
+{
+    Pager *p = sh->p;
+
+    policy_event(&p->policy, &p->pages, page, POLICY_COME);
+    page_set_flag(&p->pages, page, PAGE_FLAG_RESTORING);
+    p->n.intercepted_restored++;
+    install_frame_locked(sh, page, false);
 }
 
 /* Zeroes */
@@ -262,6 +271,7 @@ static uint64_t load_take_locked(Pager *p, Load *l, uint64_t mask,
             !page_flag(&p->pages, page, PAGE_FLAG_FAULTED);
         if (page_flag(&p->pages, page, PAGE_FLAG_FAULTED)) {
             policy_event(&p->policy, &p->pages, page, POLICY_FAULT);
+            pager_restored_locked(p, page, RESTORE_WANTED);
             *wanted |= 1ull << i;
         } else {
             policy_event(&p->policy, &p->pages, page, POLICY_COME);
@@ -463,11 +473,8 @@ static Load *load_begin_locked(PagerShard *sh, uint64_t page, unsigned max,
     *l = (Load) { .sh = sh, .restoring = restoring, .start_ns = start_ns };
     load_run_locked(p, l, page, max);
     for (unsigned i = 0; i < l->n; i++) {
-        bool reused = restoring && page_flag(&p->pages, l->page + i,
-                                             PAGE_FLAG_INTERCEPTED);
-
         page_load_begin(&p->pages, l->page + i);
-        if (pager_binds_locked(p) && !reused) {
+        if (pager_binds_locked(p)) {
             page_set_flag(&p->pages, l->page + i, PAGE_FLAG_BOUND);
         }
         if (restoring) {
@@ -652,6 +659,7 @@ void pager_fault(PagerShard *sh, void *addr, bool is_write, int64_t start_ns)
         p->n.faults_victim++;
         lat = &p->lat_victim;
         record_event_locked(p->record, page, RECORD_HIT);
+        policy_event(&p->policy, &p->pages, page, POLICY_HIT);
         install_frame_locked(sh, page, is_write);
         break;
     case PAGE_ZERO:
@@ -715,6 +723,7 @@ bool pager_install(BsstPager *pager, void *addr, const void *buf)
             break;
         default:
             /* ZERO owns nothing; what LOADING owned is the loader's (P3). */
+            pager_restored_locked(p, page, RESTORE_READ_OVER);
             break;
         }
         p->n.installed++;

@@ -17,6 +17,10 @@
 #define IN_OUT      (IN(VICTIM) | IN(WRITING) | IN(SWAPPED) | IN(LOADING) | \
                      IN(ZERO))
 
+/* What is known of a page that is bound */
+#define OF_BOUND    (PAGE_FLAG_BOUND | PAGE_FLAG_INTERCEPTED | \
+                     PAGE_FLAG_RESTORING)
+
 void page_table_init(PageTable *t, uint64_t npages)
 {
     *t = (PageTable) {
@@ -141,7 +145,8 @@ void page_install_begin(PageTable *t, uint64_t page)
 
 void page_install_bound(PageTable *t, uint64_t page, BsstSlot slot)
 {
-    change(t, page, IN(VICTIM) | IN(LOADING), PAGE_INSTALLING, slot, 0);
+    change(t, page, IN(VICTIM) | IN(LOADING), PAGE_INSTALLING, slot,
+           PAGE_FLAG_INTERCEPTED | PAGE_FLAG_RESTORING);
     page_set_flag(t, page, PAGE_FLAG_BOUND);
     t->nbound++;
 }
@@ -149,13 +154,13 @@ void page_install_bound(PageTable *t, uint64_t page, BsstSlot slot)
 void page_refill_begin(PageTable *t, uint64_t page)
 {
     change(t, page, IN(RESIDENT), PAGE_INSTALLING, page_ref(t, page),
-           PAGE_FLAG_BOUND);
+           OF_BOUND);
 }
 
 void page_install_done(PageTable *t, uint64_t page)
 {
     change(t, page, IN(INSTALLING), PAGE_RESIDENT, page_ref(t, page),
-           PAGE_FLAG_BOUND);
+           OF_BOUND);
 }
 
 void page_bind(PageTable *t, uint64_t page, BsstSlot slot)

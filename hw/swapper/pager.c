@@ -174,7 +174,7 @@ static inline void claim_one_locked(Pager *p, uint64_t page, BsstPageClaim *c)
         c->kind = BSST_PAGE_ZERO;
         break;
     case PAGE_RESIDENT:
-        c->bound = page_is_bound(&p->pages, page);
+        c->bound = p->claim_clean && page_is_bound(&p->pages, page);
         c->slot = page_ref(&p->pages, page);
         break;
     default:
@@ -293,16 +293,23 @@ static void pager_absent(BsstPager *pager, void *const *addr, bool *absent,
                          unsigned n)
 {
     Pager *p = container_of(pager, Pager, base);
+    bool restored = false;
     uint64_t page;
 
-    QEMU_LOCK_GUARD(&p->lock);
-    for (unsigned i = 0; i < n; i++) {
-        absent[i] = false;
-        if (!pager_lookup(p, addr[i], &page)) {
-            continue;
+    WITH_QEMU_LOCK_GUARD(&p->lock) {
+        for (unsigned i = 0; i < n; i++) {
+            absent[i] = false;
+            if (!pager_lookup(p, addr[i], &page)) {
+                continue;
+            }
+            record_event_locked(p->record, page, RECORD_DISK_READ);
+            restored |= page_is_bound(&p->pages, page) &&
+                        page_flag(&p->pages, page, PAGE_FLAG_RESTORING);
+            absent[i] = page_is_out(&p->pages, page);
         }
-        record_event_locked(p->record, page, RECORD_DISK_READ);
-        absent[i] = page_is_out(&p->pages, page);
+    }
+    if (restored) {
+        pager_count_read_over(p, addr, n);
     }
 }
 
@@ -344,6 +351,7 @@ static unsigned discard_one_locked(Pager *p, uint64_t page, BsstSlot *slot)
         break;
     case PAGE_LOADING:
         /* The loader drops the slot, and wakes who waits for the page. */
+        pager_restored_locked(p, page, RESTORE_DISCARDED);
         p->n.discarded++;
         break;
     default:
@@ -366,6 +374,7 @@ static unsigned discard_run_locked(Pager *p, uint64_t page, uint64_t end,
     unsigned n = 0;
 
     while (page + n < end && page_state(&p->pages, page + n) == PAGE_RESIDENT) {
+        pager_restored_locked(p, page + n, RESTORE_DISCARDED);
         *nslots += pager_unbind_locked(p, page + n, &slot[*nslots]);
         page_evict_begin(&p->pages, page + n++, FRAME_NONE);
     }
@@ -544,6 +553,7 @@ Pager *pager_new(const char *id, unsigned nshards, Error **errp)
     p->id = g_strdup(id);
     p->nshards = nshards;
     p->keep_clean = uffd_swapper_tracks_writes();
+    p->claim_clean = true;
     p->shard = g_new0(PagerShard, nshards);
     p->pagemap_fd = -1;
     p->frames.uffd = -1;

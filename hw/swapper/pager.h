@@ -74,6 +74,16 @@ typedef struct PagerShard {
     unsigned restoring;
 } PagerShard;
 
+/* What became of a page that came back unasked (restore.c) */
+typedef enum RestoreOutcome {
+    RESTORE_WANTED,             /* somebody waited for it already */
+    RESTORE_WRITTEN,
+    RESTORE_READ_OVER,          /* by a disk read */
+    RESTORE_DISCARDED,
+    RESTORE_UNWRITTEN,          /* it left again as it came */
+    RESTORE_OUTCOME__MAX
+} RestoreOutcome;
+
 typedef struct PagerCounters {
     uint64_t evicted, swap_outs, swap_out_requests, zero_outs;
     uint64_t swap_ins, swap_in_requests;
@@ -83,6 +93,8 @@ typedef struct PagerCounters {
     uint64_t installed, discarded;
     uint64_t clean_outs, clean_refuted, clean_claims;
     uint64_t unbound_written, unbound_given_up;
+    /* [0]: neighbours; [1]: pages that were intercepted themselves */
+    uint64_t restored[2][RESTORE_OUTCOME__MAX];
     uint64_t refused_pinned, refused_absent, refused_retry;
     uint64_t refused_no_frame, refused_store_full, refused_other;
 } PagerCounters;
@@ -102,6 +114,7 @@ struct Pager {
     int pagemap_fd;
     void *zeroes;               /* PAGER_WINDOW pages */
     bool keep_clean;            /* pages are bound */
+    bool claim_clean;           /* bound pages can be claimed */
     Record *record;             /* or NULL */
 
     QemuMutex region_lock;
@@ -231,6 +244,8 @@ void pager_fault(PagerShard *sh, void *addr, bool is_write, int64_t start_ns);
 /* Load at most @max pages around @page, which is SWAPPED, and install them. */
 void pager_load_locked(PagerShard *sh, uint64_t page, unsigned max,
                        bool restoring);
+/* Bring @page, an intercepted VICTIM, back.  Drops the lock meanwhile. */
+void pager_recall_locked(PagerShard *sh, uint64_t page);
 /* Let @page's shard do what it would do if @page were touched. */
 void pager_touch_locked(Pager *p, uint64_t page);
 /* BsstPagerOps */
@@ -260,6 +275,11 @@ uint64_t pager_evict_range(Pager *p, uint64_t page, uint64_t n, bool to_store);
 /* restore.c */
 void pager_restore_bh(void *opaque);
 void pager_written(BsstPager *pager, void *const *addr, unsigned n);
+/* @outcome of @page, if it came back unasked and nothing was known of it. */
+void pager_restored_locked(Pager *p, uint64_t page, RestoreOutcome outcome);
+/* The same, of a page that had @flags. */
+void pager_count_restored_locked(Pager *p, uint32_t flags,
+                                 RestoreOutcome outcome);
 /* Bring the next pages back.  Returns false if all are back. */
 bool pager_release_some(Pager *p);
 
@@ -278,6 +298,11 @@ unsigned pager_unbind_locked(Pager *p, uint64_t page, BsstSlot *slot);
  */
 void pager_confirm_claims(Pager *p, void *const *addr, BsstPageClaim *claim,
                           unsigned n);
+/*
+ * A disk read to @n pages is about to begin: what were those of them good for that
+ * came back unasked?  Most guests zero a page before they read into it.
+ */
+void pager_count_read_over(Pager *p, void *const *addr, unsigned n);
 /* Writer thread: let go of slots whose pages have been written, bit by bit. */
 void pager_sweep_bound(Pager *p);
 /* Let go of up to @want slots, the oldest first.  Returns the number. */

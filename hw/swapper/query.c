@@ -54,6 +54,20 @@ static void query_pages_locked(const Pager *p, HostSwapperInfo *info)
     }
 }
 
+static HostSwapperRestored *restored_info(const uint64_t *n)
+{
+    HostSwapperRestored *r = g_new(HostSwapperRestored, 1);
+
+    *r = (HostSwapperRestored) {
+        .wanted = n[RESTORE_WANTED],
+        .written = n[RESTORE_WRITTEN],
+        .read_over = n[RESTORE_READ_OVER],
+        .discarded = n[RESTORE_DISCARDED],
+        .unwritten = n[RESTORE_UNWRITTEN],
+    };
+    return r;
+}
+
 static void query_counters_locked(const Pager *p, HostSwapperInfo *info)
 {
     const PagerCounters *n = &p->n;
@@ -76,6 +90,8 @@ static void query_counters_locked(const Pager *p, HostSwapperInfo *info)
         n->intercepted_restore_pages << BSST_PAGE_BITS;
     info->intercepted_faults = n->intercepted_faults;
     info->intercepted_read_faults = n->intercepted_read_faults;
+    info->restored_intercepted = restored_info(n->restored[1]);
+    info->restored_neighbours = restored_info(n->restored[0]);
     info->installed = n->installed;
     info->discarded = n->discarded;
     info->clean_outs = n->clean_outs;
@@ -189,6 +205,16 @@ HostSwapperEvicted *qmp_x_host_swapper_evict(const char *id, uint64_t addr,
 
 /* HMP */
 
+static void print_restored(GString *buf, const char *what,
+                           const HostSwapperRestored *r)
+{
+    g_string_append_printf(buf, "    %s: %" PRIu64 " waited for, %" PRIu64
+                           " written, %" PRIu64 " read over, %" PRIu64
+                           " discarded, %" PRIu64 " left unwritten\n", what,
+                           r->wanted, r->written, r->read_over, r->discarded,
+                           r->unwritten);
+}
+
 static void print_one(GString *buf, const HostSwapperInfo *i)
 {
     g_string_append_printf(buf, "%s: %s, limit %" PRIu64 " MiB, charged %"
@@ -221,6 +247,9 @@ static void print_one(GString *buf, const HostSwapperInfo *i)
                            "faults on them\n", i->intercepted,
                            i->intercepted_restored, i->intercepted_faults,
                            i->intercepted_read_faults);
+    g_string_append(buf, "  what became of pages that came back unasked:\n");
+    print_restored(buf, "written to disk", i->restored_intercepted);
+    print_restored(buf, "their neighbours", i->restored_neighbours);
     g_string_append(buf, "  faults:\n");
     bsst_latency_print(buf, "victim cache", i->fault_victim);
     bsst_latency_print(buf, "store", i->fault_store);

@@ -7,6 +7,8 @@
  *    together with them.  These were not written, often because they did not
  *    change since the guest read them: then it reuses them at the same time,
  *    but tells nobody.
+ *    What became of them is counted.  Only write protection tells that a page
+ *    was used: what was only read is not told from what was not touched.
  * 2. All pages, when the limit is taken away.
  *
  * This work is licensed under the terms of the GNU GPL, version 2 or later.
@@ -39,7 +41,8 @@ void pager_written(BsstPager *pager, void *const *addr, unsigned n)
         PagerShard *sh;
 
         if (!pager_lookup(p, addr[i], &page) ||
-            page_state(&p->pages, page) != PAGE_SWAPPED) {
+            (page_state(&p->pages, page) != PAGE_SWAPPED &&
+             page_state(&p->pages, page) != PAGE_VICTIM)) {
             continue;
         }
         sh = pager_shard(p, page);
@@ -65,9 +68,15 @@ static bool restore_next_locked(PagerShard *sh)
             return false;
         }
         g_array_remove_index(sh->restore, 0);
-        if (page_state(&p->pages, page) == PAGE_SWAPPED &&
-            page_flag(&p->pages, page, PAGE_FLAG_INTERCEPTED)) {
+        if (!page_flag(&p->pages, page, PAGE_FLAG_INTERCEPTED)) {
+            continue;
+        }
+        if (page_state(&p->pages, page) == PAGE_SWAPPED) {
             pager_load_locked(sh, page, PAGER_WINDOW, true);
+            return true;
+        }
+        if (page_state(&p->pages, page) == PAGE_VICTIM) {
+            pager_recall_locked(sh, page);
             return true;
         }
     }
@@ -82,6 +91,20 @@ void pager_restore_bh(void *opaque)
     while (restore_next_locked(sh)) {
         /* go on */
     }
+}
+
+void pager_count_restored_locked(Pager *p, uint32_t flags,
+                                 RestoreOutcome outcome)
+{
+    if (flags & PAGE_FLAG_RESTORING) {
+        p->n.restored[!!(flags & PAGE_FLAG_INTERCEPTED)][outcome]++;
+    }
+}
+
+void pager_restored_locked(Pager *p, uint64_t page, RestoreOutcome outcome)
+{
+    pager_count_restored_locked(p, p->pages.word[page], outcome);
+    page_clear_flag(&p->pages, page, PAGE_FLAG_RESTORING);
 }
 
 /* Everything */

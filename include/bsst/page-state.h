@@ -41,8 +41,11 @@
  * One page is one 64-bit word:
  *   bits 0-3    state
  *   bit  4      FAULTED: somebody touched it while EVICTING or LOADING
- *   bit  5      INTERCEPTED: written to disk since it left
- *   bit  6      RESTORING: being loaded because it was intercepted
+ *   bit  5      INTERCEPTED: written to disk since it left; bound: before it
+ *               came back
+ *   bit  6      RESTORING: being loaded because it, or a neighbour, was
+ *               intercepted; bound: came back so, and nothing is known yet of
+ *               what it was good for
  *   bit  7      BOUND: INSTALLING or RESIDENT, and bound; LOADING, and to be
  *               bound, as nobody has asked to write it
  *   bits 8-31   for the policy

@@ -26,6 +26,8 @@
 #define FLAGS       (PAGE_FLAG_FAULTED | PAGE_FLAG_INTERCEPTED | \
                      PAGE_FLAG_RESTORING)
 #define ALL_FLAGS   (FLAGS | PAGE_FLAG_BOUND)
+#define OF_BOUND    (PAGE_FLAG_BOUND | PAGE_FLAG_INTERCEPTED | \
+                     PAGE_FLAG_RESTORING)
 #define POLICY_BITS 0xffffff00u
 
 typedef enum RefRule {
@@ -126,14 +128,15 @@ static const Operation operation[] = {
     { "install-begin", install_begin, false,
       ABSENT, PAGE_INSTALLING, REF_NONE, 0 },
     { "refill-begin", refill_begin, false,
-      BIT_OF(RESIDENT), PAGE_INSTALLING, REF_KEPT, PAGE_FLAG_BOUND },
+      BIT_OF(RESIDENT), PAGE_INSTALLING, REF_KEPT, OF_BOUND },
     { "install-done", install_done, false,
-      BIT_OF(INSTALLING), PAGE_RESIDENT, REF_KEPT, PAGE_FLAG_BOUND },
+      BIT_OF(INSTALLING), PAGE_RESIDENT, REF_KEPT, OF_BOUND },
     { "discard", discard, false,
       BIT_OF(RESIDENT) | ABSENT, PAGE_ZERO, REF_NONE, 0, BOUND_NOT },
     { "install-bound", install_bound, false,
-      BIT_OF(VICTIM) | BIT_OF(LOADING), PAGE_INSTALLING, REF_GIVEN, 0,
-      BOUND_EITHER, PAGE_FLAG_BOUND },
+      BIT_OF(VICTIM) | BIT_OF(LOADING), PAGE_INSTALLING, REF_GIVEN,
+      PAGE_FLAG_INTERCEPTED | PAGE_FLAG_RESTORING, BOUND_EITHER,
+      PAGE_FLAG_BOUND },
     { "clean-out", clean_out, false,
       BIT_OF(VICTIM), PAGE_SWAPPED, REF_GIVEN, PAGE_FLAG_INTERCEPTED },
     { "bind", bind_page, false,

@@ -306,6 +306,8 @@ static void test_written(Fixture *f)
     check_slots(f, f->npages);
     evict(f, 0, f->npages, true);
     g_assert_cmpuint(counters(f).unbound_written, ==, ARRAY_SIZE(writer));
+    /* The look at memory was enough: no checksum had to tell. */
+    g_assert_cmpuint(counters(f).clean_refuted, ==, 0);
     check_all(f);
 }
 
@@ -551,6 +553,80 @@ static void test_claim_discarded(Fixture *f)
     check_all(f);
 }
 
+static void tell_written(Fixture *f, uint64_t page)
+{
+    void *addr = page_at(f, page);
+
+    f->p->base.ops->written(&f->p->base, &addr, 1);
+}
+
+/* A clean victim that is written to a disk comes back. */
+static void test_recall(Fixture *f)
+{
+    BsstPageClaim c;
+
+    bind_all(f);
+    evict(f, 5, 1, false);
+    c = claim(f, 5);
+    g_assert_cmpint(c.kind, ==, BSST_PAGE_SLOT);
+    g_assert(!c.bound);
+    tell_written(f, 5);
+    while (state_of(f, 5) != PAGE_RESIDENT) {
+        run_main_loop(1);
+    }
+    g_assert(is_bound(f, 5));
+    g_assert_cmpuint(counters(f).intercepted_restored, ==, 1);
+    g_assert_cmpuint(counters(f).faults_victim, ==, 0);
+    drop(f, &c);
+    put(f, 5, 2);
+    evict(f, 5, 1, true);
+    g_assert_cmpuint(counters(f).restored[1][RESTORE_WRITTEN], ==, 1);
+    check_all(f);
+}
+
+/* What becomes of pages that come back unasked is counted, once. */
+static void test_restored(Fixture *f)
+{
+    const uint64_t first = PAGER_WINDOW, end = 2 * PAGER_WINDOW;
+    void *addr[] = { page_at(f, first + 6), page_at(f, first + 7) };
+    PagerCounters n;
+    BsstPageClaim c;
+    bool absent[2];
+
+    put_all(f, 1);
+    evict(f, 0, f->npages, true);
+    c = claim(f, first + 3);
+    tell_written(f, first + 3);
+    while (count(f, PAGE_RESIDENT) < PAGER_WINDOW) {
+        run_main_loop(1);
+    }
+    put(f, first + 3, 2);
+    put(f, first + 4, 2);
+    discard(f, first + 5, 1);
+    f->gen[first + 5] = 0;
+    put(f, first + 7, 2);
+    f->p->base.ops->absent(&f->p->base, addr, absent, 2);
+    g_assert(!absent[0] && !absent[1]);
+    for (int round = 0; round < 2; round++) {
+        pager_evict_range(f->p, first, end - first, true);
+        read_pages(f, first, end - first);
+    }
+    n = counters(f);
+    for (int i = 0; i < RESTORE_OUTCOME__MAX; i++) {
+        static const uint64_t neighbours[RESTORE_OUTCOME__MAX] = {
+            [RESTORE_WRITTEN] = 2,
+            [RESTORE_DISCARDED] = 1,
+            [RESTORE_READ_OVER] = 1,
+            [RESTORE_UNWRITTEN] = PAGER_WINDOW - 5,
+        };
+
+        g_assert_cmpuint(n.restored[0][i], ==, neighbours[i]);
+        g_assert_cmpuint(n.restored[1][i], ==, i == RESTORE_WRITTEN);
+    }
+    drop(f, &c);
+    check_all(f);
+}
+
 /* Slots of pages that were written come back without anybody asking. */
 static void test_sweep(Fixture *f)
 {
@@ -694,6 +770,8 @@ static const Case test_case[] = {
     TEST("claim", test_claim, 1, 64),
     TEST("claim-other-slot", test_claim_other_slot, 1, 64),
     TEST("claim-discarded", test_claim_discarded, 1, 64),
+    TEST("recall", test_recall, 1, 64),
+    TEST("restored", test_restored, 1, 64),
     TEST("sweep", test_sweep, 16, 64),
     TEST("store-short", test_store_short, 32, 16),
     TEST("load", test_load, 64, 256),
