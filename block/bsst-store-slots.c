@@ -119,6 +119,9 @@ void bsst_slot_unref(BsstStore *s, const BsstSlot *slot, unsigned n)
     BsstPager *pager = NULL;
     bool freed = false;
 
+    if (!n) {
+        return;
+    }
     WITH_QEMU_LOCK_GUARD(&s->lock) {
         for (unsigned i = 0; i < n; i++) {
             freed |= slot_table_unref(s->slots, slot[i]);

@@ -8,7 +8,8 @@
  * by who has time.
  *
  * Events are applied in the order in which they were observed, each as of its
- * own time: what the planner answers does not depend on when it catches up.
+ * own time: what the planner answers does not depend on when it catches up (but
+ * for what it forgets when there are too many regions).
  * When the queue is full each new event has the oldest applied, so the work
  * stays bounded even if nobody ever asks.
  *

@@ -98,7 +98,7 @@ uint32_t bsst_store_used_slots(BsstStore *s);
 uint32_t bsst_store_reserve_slots(const BsstStore *s);
 /* Take one more reference of each of @n slots, which are in use. */
 void bsst_slot_ref(BsstStore *s, const BsstSlot *slot, unsigned n);
-/* Drop one reference of each of @n slots. */
+/* Drop one reference of each of @n slots.  @s may be NULL if there are none. */
 void bsst_slot_unref(BsstStore *s, const BsstSlot *slot, unsigned n);
 
 /*
