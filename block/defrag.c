@@ -4,11 +4,10 @@
  *
  * A job goes through the map, from the disk's beginning to its end, and moves
  * what is indirected, in batches of moves that are in flight together: one
- * where much is indirected, more where they have few blocks.  How a move works, and
- * why that is safe, is in bsst-move.c.  Between batches
- * nothing of the job is in flight: there it pauses, for the user and for
- * drained sections (so also when the node changes its AioContext), sleeps for
- * its speed, and is cancelled.
+ * where much is indirected, more where they have few blocks.  How a move works,
+ * and why that is safe, is in bsst-move.c.  Between batches nothing of the job
+ * is in flight: there it pauses, for the user and for drained sections (so also
+ * when the node changes its AioContext), sleeps for its speed, and is cancelled.
  *
  * The job is a parent of the node with BLK_PERM_WRITE_UNCHANGED: the disk's
  * content does not change, but the node needs write permission on the image

@@ -40,7 +40,7 @@ typedef struct Move {
     uint64_t page;
     uint32_t frame;
     uint32_t n;                 /* at most PAGER_WINDOW */
-    /* Bitmaps of pages that own a slot, and of those that still have its content */
+    /* Bitmaps of pages that own a slot, and of those that have its content */
     uint64_t bound;
     uint64_t clean;
     BsstSlot slot[PAGER_WINDOW];
